@@ -1,0 +1,74 @@
+"""Contrastive losses: (scores, positives) -> scalar. They read the score matrix and nothing else.
+
+Row i and column i of `scores` [B, B] are a pair. `positives` [B, B] is True where image and caption
+belong together: entries off the diagonal that are positive are never used as negatives.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def _violations(scores: jax.Array, own: jax.Array, negative: jax.Array, margin: float) -> jax.Array:
+    # where, not maximum: the derivative at exactly 0 is 1, as in the published implementations.
+    cost = margin + scores - own
+    return jnp.where(negative & (cost >= 0), cost, 0.0)
+
+
+def _hardest(cost: jax.Array) -> jax.Array:
+    # By index and not max: among equal costs the gradient goes to one entry, not to a mixture.
+    index = jax.lax.stop_gradient(jnp.argmax(cost, axis=1))
+    return jnp.take_along_axis(cost, index[:, None], axis=1)
+
+
+def hinge_loss(
+    scores: jax.Array, positives: jax.Array, *, margin: float = 0.2, hardest: bool = True
+) -> jax.Array:
+    """Bidirectional triplet hinge loss, summed over the batch (VSE++, Faghri et al., BMVC 2018).
+
+    Args:
+      scores: [B, B], images in rows, captions in columns.
+      positives: [B, B] bool.
+      margin: by how much a pair must score above its negatives.
+      hardest: only the hardest negative of each row and column counts, else all of them.
+
+    Returns:
+      sum_i max(0, m + s_ij - s_ii) + max(0, m + s_ji - s_ii) over the negatives j.
+    """
+    own = jnp.diagonal(scores)
+    by_image = _violations(scores, own[:, None], ~positives, margin)
+    by_caption = _violations(scores.T, own[:, None], ~positives.T, margin)
+    if hardest:
+        by_image, by_caption = _hardest(by_image), _hardest(by_caption)
+    return jnp.sum(by_image) + jnp.sum(by_caption)
+
+
+def info_nce_loss(
+    scores: jax.Array, positives: jax.Array, *, temperature: float = 0.05
+) -> jax.Array:
+    """Symmetric InfoNCE (van den Oord et al., 2018; CLIP), mean over the batch and directions.
+
+    Args:
+      scores: [B, B]; positives: [B, B] bool.
+      temperature: scores are divided by it.
+    """
+    logits = scores / temperature
+    own = jnp.diagonal(logits)
+    other_positive = positives & ~jnp.eye(scores.shape[0], dtype=bool)
+    logits = jnp.where(other_positive, -jnp.inf, logits)
+    by_image = jax.nn.logsumexp(logits, axis=1) - own
+    by_caption = jax.nn.logsumexp(logits, axis=0) - own
+    return jnp.mean(by_image + by_caption) / 2
+
+
+def sigmoid_loss(
+    scores: jax.Array, positives: jax.Array, *, temperature: float = 0.1, bias: float = -10.0
+) -> jax.Array:
+    """Pairwise sigmoid loss (SigLIP, Zhai et al., ICCV 2023), summed over pairs, mean over images.
+
+    Args:
+      scores: [B, B]; positives: [B, B] bool.
+      temperature: scores are divided by it; bias is added after that.
+    """
+    logits = scores / temperature + bias
+    signs = jnp.where(positives, 1.0, -1.0)
+    return -jnp.sum(jax.nn.log_sigmoid(signs * logits)) / scores.shape[0]

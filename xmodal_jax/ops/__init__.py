@@ -1,0 +1,1 @@
+"""Functions on arrays that know no model: embeddings, pair scorers, score matrices."""

@@ -1,0 +1,148 @@
+"""Word-region alignment: scores of one image with one caption, and the matrix of all pairs.
+
+A scorer is written for ONE pair and vmapped twice by `score_matrix`, which walks over the captions
+in blocks so that the [I, C, R, W] similarities of all pairs never exist at once.
+Modes and names: TERAN (Messina et al., TOMM 2021, section 3.3).
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from xmodal_jax.ops.embeddings import Embeddings
+
+PairScorer = Callable[[Embeddings, Embeddings], jax.Array]
+
+# Similarities held at once by `score_matrix`: 2**24 of them are 64 MiB in float32.
+_SIMILARITIES_PER_BLOCK = 2**24
+
+
+def similarities(image: Embeddings, caption: Embeddings) -> jax.Array:
+    """Dot products [R, W] of one image's regions with one caption's words, at least float32."""
+    dtype = jnp.promote_types(image.tokens.dtype, jnp.float32)
+    return jnp.einsum("rd,wd->rw", image.tokens, caption.tokens, preferred_element_type=dtype)
+
+
+def _masked_max(values: jax.Array, valid: jax.Array, axis: int, fill_zero: bool) -> jax.Array:
+    """Maximum over valid entries; 0 where there is none, or a floor of 0 with `fill_zero`."""
+    if fill_zero:
+        return jnp.max(jnp.where(valid, values, 0.0), axis)
+    best = jnp.max(jnp.where(valid, values, -jnp.inf), axis)
+    return jnp.where(jnp.any(valid, axis), best, 0.0)
+
+
+def _best_region_per_word(sim: jax.Array, valid: jax.Array, fill_zero: bool) -> jax.Array:
+    best = _masked_max(sim, valid, 0, fill_zero)
+    return jnp.sum(jnp.where(jnp.any(valid, 0), best, 0.0))
+
+
+def _best_word_per_region(sim: jax.Array, valid: jax.Array, fill_zero: bool) -> jax.Array:
+    best = _masked_max(sim, valid, 1, fill_zero)
+    return jnp.sum(jnp.where(jnp.any(valid, 1), best, 0.0))
+
+
+def _attended_sentences(
+    sim: jax.Array, valid: jax.Array, image: Embeddings, caption: Embeddings
+) -> jax.Array:
+    """SCAN image-to-text (Lee et al., ECCV 2018) with unit temperature, summed over regions."""
+    positive = jnp.where(valid, jax.nn.relu(sim), 0.0)
+    weights = _unit_columns(positive)
+    weights = jnp.where(caption.mask[None, :], weights, -jnp.inf)
+    weights = jnp.where(jnp.any(caption.mask), weights, 0.0)
+    attended = jax.nn.softmax(weights, axis=1) @ caption.tokens
+    squared = jnp.sum(jnp.square(image.tokens), -1) * jnp.sum(jnp.square(attended), -1)
+    tiny = squared <= 1e-16
+    norm = jnp.where(tiny, 1e-8, jnp.sqrt(jnp.where(tiny, 1.0, squared)))
+    cosine = jnp.sum(image.tokens * attended, -1) / norm
+    return jnp.sum(jnp.where(image.mask & jnp.any(caption.mask), cosine, 0.0))
+
+
+def _unit_columns(x: jax.Array) -> jax.Array:
+    """x [R, W] with every column divided by max(its norm, 1e-12)."""
+    squared = jnp.sum(jnp.square(x), axis=0, keepdims=True)
+    tiny = squared <= 1e-24
+    return x / jnp.where(tiny, 1e-12, jnp.sqrt(jnp.where(tiny, 1.0, squared)))
+
+
+MODES = ("MrSw", "MrAVGw", "MwSr", "symm", "sum", "mean", "scan-sentences")
+
+
+def alignment_score(
+    image: Embeddings, caption: Embeddings, *, mode: str, fill_zero: bool = False
+) -> jax.Array:
+    """Score of one image with one caption.
+
+    Args:
+      image: tokens [R, D], mask [R]; no batch axis.
+      caption: tokens [W, D], mask [W]; no batch axis.
+      mode: one of MODES. With A[r, w] the similarities,
+        MrSw: sum over words of the best region;   MrAVGw: the same, divided by the word count;
+        MwSr: sum over regions of the best word;   symm: MrSw + MwSr;
+        sum, mean: over all region-word pairs;     scan-sentences: attention of regions to words.
+      fill_zero: the public TERAN code fills padding with 0 before the maximum, so that a maximum
+        beside padding is at least 0, and divides `mean` by the padded sizes. True reproduces that.
+
+    Returns:
+      A scalar. An item without any valid token scores 0.
+    """
+    sim = similarities(image, caption)
+    valid = image.mask[:, None] & caption.mask[None, :]
+    if mode == "MrSw":
+        return _best_region_per_word(sim, valid, fill_zero)
+    if mode == "MrAVGw":
+        words = jnp.maximum(jnp.sum(caption.mask), 1)
+        return _best_region_per_word(sim, valid, fill_zero) / words
+    if mode == "MwSr":
+        return _best_word_per_region(sim, valid, fill_zero)
+    if mode == "symm":
+        by_word = _best_region_per_word(sim, valid, fill_zero)
+        return by_word + _best_word_per_region(sim, valid, fill_zero)
+    if mode == "sum":
+        return jnp.sum(jnp.where(valid, sim, 0.0))
+    if mode == "mean":
+        count = sim.size if fill_zero else jnp.maximum(jnp.sum(valid), 1)
+        return jnp.sum(jnp.where(valid, sim, 0.0)) / count
+    if mode == "scan-sentences":
+        return _attended_sentences(sim, valid, image, caption)
+    raise ValueError(f"alignment mode {mode!r} is not one of {', '.join(MODES)}")
+
+
+def pooled_score(image: Embeddings, caption: Embeddings) -> jax.Array:
+    """Dot product of the pooled vectors of one image and one caption (TERN, VSE++)."""
+    dtype = jnp.promote_types(image.pooled.dtype, jnp.float32)
+    return jnp.dot(image.pooled, caption.pooled, preferred_element_type=dtype)
+
+
+def score_matrix(
+    score: PairScorer, images: Embeddings, captions: Embeddings, *, chunk: int = 0
+) -> jax.Array:
+    """Scores [I, C] of all images with all captions.
+
+    Args:
+      score: scorer of one pair.
+      images: I images; captions: C captions.
+      chunk: captions scored at once; 0 chooses it so that the similarities of one block stay
+        below 64 MiB. Blocks are recomputed in the backward pass, not stored.
+    """
+    count = captions.mask.shape[0]
+    if chunk <= 0:
+        per_caption = images.mask.size * captions.mask.shape[1]
+        chunk = max(1, min(count, _SIMILARITIES_PER_BLOCK // max(per_caption, 1)))
+
+    @jax.checkpoint
+    def block(part: Embeddings) -> jax.Array:
+        over_captions = jax.vmap(score, in_axes=(None, 0))
+        return jax.vmap(over_captions, in_axes=(0, None))(images, part)
+
+    if chunk >= count:
+        return block(captions)
+    blocks = -(-count // chunk)
+    padding = blocks * chunk - count
+
+    def split(x: jax.Array) -> jax.Array:
+        padded = jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1))
+        return padded.reshape((blocks, chunk) + x.shape[1:])
+
+    scores = jax.lax.map(block, jax.tree.map(split, captions))
+    return jnp.moveaxis(scores, 0, 1).reshape(images.mask.shape[0], -1)[:, :count]

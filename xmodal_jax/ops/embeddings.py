@@ -1,0 +1,27 @@
+"""What an encoder returns for images and for captions alike."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+
+@flax.struct.dataclass
+class Embeddings:
+    """Encoded images or captions; one pytree that shards, vmaps, saves and indexes as one thing.
+
+    Attributes:
+      tokens: [B, N, D] one vector for each region or word that takes part in the score.
+      mask: [B, N] bool, False on padding and special tokens.
+      pooled: [B, D] one unit vector for the whole item.
+    """
+
+    tokens: jax.Array
+    mask: jax.Array
+    pooled: jax.Array
+
+
+def l2_normalize(x: jax.Array, epsilon: float = 1e-12) -> jax.Array:
+    """Returns x / max(||x||, epsilon) over the last axis, with finite gradients at x = 0."""
+    squared = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+    tiny = squared <= epsilon * epsilon
+    return x / jnp.where(tiny, epsilon, jnp.sqrt(jnp.where(tiny, 1.0, squared)))

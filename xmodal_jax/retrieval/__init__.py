@@ -1,0 +1,1 @@
+"""From score matrices to results: metrics of retrieval."""
