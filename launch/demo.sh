@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Installs, then trains and evaluates a small TERAN and its mean-pooled baseline on drawn scenes.
+# usage: bash launch/demo.sh                 (about 3 minutes on 2 cores, after installation)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+bash launch/install.sh
+export TF_CPP_MIN_LOG_LEVEL="${TF_CPP_MIN_LOG_LEVEL:-2}"
+.venv/bin/python -m xmodal_jax.main --config=configs/demo.py:mean_pooled
+.venv/bin/python -m xmodal_jax.main --config=configs/demo.py
+.venv/bin/python -m xmodal_jax.results runs/demo-mean_pooled runs/demo

