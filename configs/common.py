@@ -16,7 +16,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.data = data = ml_collections.ConfigDict()
     data.dir = "data"  # where `python -m data_pipeline.build` writes
     data.name = ""  # which data set in it
-    data.build_synthetic = False  # build it at the first run (the demo scenes)
+    data.build_synthetic = False  # build it at the first run (the demo scenes), with these sizes
+    data.synthetic_sizes = ml_collections.ConfigDict({"train": 4000, "dev": 500, "test": 500})
     data.train_split = "train"
     data.tokenizer = "words"  # "words", or a Hugging Face name or directory
     data.min_word_count = 1  # for "words": rarer words of the training captions are unknown

@@ -4,8 +4,13 @@ Row i and column i of `scores` [B, B] are a pair. `positives` [B, B] is True whe
 belong together: entries off the diagonal that are positive are never used as negatives.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+
+from xmodal_jax.errors import UserError
 
 
 def _violations(scores: jax.Array, own: jax.Array, negative: jax.Array, margin: float) -> jax.Array:
@@ -72,3 +77,39 @@ def sigmoid_loss(
     logits = scores / temperature + bias
     signs = jnp.where(positives, 1.0, -1.0)
     return -jnp.sum(jax.nn.log_sigmoid(signs * logits)) / scores.shape[0]
+
+
+def make_loss(config: Any) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
+    """The loss of the section `loss` of a configuration: (scores, positives, step) -> scalar."""
+    if config.kind == "info_nce":
+        return lambda s, p, step: info_nce_loss(s, p, temperature=config.temperature)
+    if config.kind == "sigmoid":
+        return lambda s, p, step: sigmoid_loss(
+            s, p, temperature=config.temperature, bias=config.bias
+        )
+    if config.kind != "hinge":
+        raise UserError(f"loss.kind={config.kind!r} is not known; use hinge, info_nce or sigmoid")
+
+    def hinge(scores: jax.Array, positives: jax.Array, step: jax.Array) -> jax.Array:
+        hardest = hinge_loss(scores, positives, margin=config.margin)
+        if config.sum_steps <= 0:
+            return hardest
+        # The mean violation at first: the hardest ones of an untrained model collapse it.
+        every = hinge_loss(scores, positives, margin=config.margin, hardest=False)
+        return jnp.where(step < config.sum_steps, every / scores.shape[0], hardest)
+
+    return hinge
+
+
+def positive_pairs(image_id: jax.Array, kind: str) -> jax.Array:
+    """Which entries [B, B] of the score matrix belong together.
+
+    Args:
+      image_id: [B].
+      kind: "image": those of one image; "diagonal": the pairs of the batch only, as published.
+    """
+    if kind == "diagonal":
+        return jnp.eye(image_id.shape[0], dtype=bool)
+    if kind != "image":
+        raise UserError(f"loss.positives={kind!r} is not known; use image or diagonal")
+    return image_id[:, None] == image_id[None, :]

@@ -85,7 +85,7 @@ def _scale_by_path(multipliers: tuple[tuple[str, float], ...]) -> optax.Gradient
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         factors = jax.tree.map(factor, _paths(params))
-        is_masked = lambda x: isinstance(x, optax.MaskedNode)  # noqa: E731
+        is_masked = lambda x: isinstance(x, optax.MaskedNode)
         scaled = jax.tree.map(
             lambda u, f: u if is_masked(u) else u * f, updates, factors, is_leaf=is_masked
         )
@@ -114,7 +114,7 @@ def make_optimizer(
     steps.append(optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.epsilon))
     if config.weight_decay > 0:
         # Biases and norms are not decayed.
-        decayed = lambda tree: jax.tree.map(lambda p: p.ndim > 1, tree)  # noqa: E731
+        decayed = lambda tree: jax.tree.map(lambda p: p.ndim > 1, tree)
         steps.append(optax.add_decayed_weights(config.weight_decay, decayed))
     if multipliers:
         steps.append(_scale_by_path(multipliers))

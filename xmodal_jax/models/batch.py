@@ -6,6 +6,21 @@ import jax
 import jax.numpy as jnp
 
 
+def encoder_spec(
+    batch_size: int, regions: int, feature_width: int, tokens: int
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """The part of a batch that the encoders read."""
+    shapes = {
+        "regions": ((batch_size, regions, feature_width), jnp.float16),
+        "boxes": ((batch_size, regions, 4), jnp.float32),
+        "region_mask": ((batch_size, regions), jnp.bool_),
+        "object_labels": ((batch_size, regions), jnp.int32),
+        "tokens": ((batch_size, tokens), jnp.int32),
+        "token_mask": ((batch_size, tokens), jnp.bool_),
+    }
+    return {name: jax.ShapeDtypeStruct(*spec) for name, spec in shapes.items()}
+
+
 def batch_spec(config: Any, feature_width: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Name -> shape and type of each array of a training batch (over all processes).
 
@@ -13,16 +28,8 @@ def batch_spec(config: Any, feature_width: int) -> dict[str, jax.ShapeDtypeStruc
       config: the whole configuration.
       feature_width: width F of the region features in the data.
     """
-    b, r, w = config.train.batch_size, config.data.max_regions, config.data.max_tokens
-    shapes = {
-        "regions": ((b, r, feature_width), jnp.float16),
-        "boxes": ((b, r, 4), jnp.float32),
-        "region_mask": ((b, r), jnp.bool_),
-        "object_labels": ((b, r), jnp.int32),
-        "tokens": ((b, w), jnp.int32),
-        "token_mask": ((b, w), jnp.bool_),
-        "image_id": ((b,), jnp.int32),
-        "caption_id": ((b,), jnp.int32),
-        "mask": ((b,), jnp.bool_),
+    b, data = config.train.batch_size, config.data
+    row = {"image_id": jnp.int32, "caption_id": jnp.int32, "mask": jnp.bool_}
+    return encoder_spec(b, data.max_regions, feature_width, data.max_tokens) | {
+        name: jax.ShapeDtypeStruct((b,), dtype) for name, dtype in row.items()
     }
-    return {name: jax.ShapeDtypeStruct(*spec) for name, spec in shapes.items()}

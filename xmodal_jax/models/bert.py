@@ -35,7 +35,9 @@ class Bert(nn.Module):
         c = self.config
         init = nn.initializers.normal(0.02)
         words = nn.Embed(c.vocab_size, c.width, embedding_init=init, name="word_embeddings")
-        positions = nn.Embed(c.max_positions, c.width, embedding_init=init, name="position_embeddings")
+        positions = nn.Embed(
+            c.max_positions, c.width, embedding_init=init, name="position_embeddings"
+        )
         types = nn.Embed(2, c.width, embedding_init=init, name="token_type_embeddings")
         index = jnp.arange(tokens.shape[1])
         x = words(tokens) + positions(index)[None] + types(jnp.zeros_like(index))[None]

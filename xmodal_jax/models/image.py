@@ -63,6 +63,11 @@ class RegionEncoder(nn.Module):
         )
         self.sow("intermediates", "box_encoded", x)
         x = Transformer(
-            self.num_layers, self.num_heads, self.mlp_dim, self.dropout, self.dtype, name="transformer"
+            self.num_layers,
+            self.num_heads,
+            self.mlp_dim,
+            self.dropout,
+            self.dtype,
+            name="transformer",
         )(x, mask, deterministic)
         return x, mask

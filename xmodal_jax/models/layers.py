@@ -32,8 +32,8 @@ class TransformerLayer(nn.Module):
     def __call__(self, x: jax.Array, mask: jax.Array, deterministic: bool) -> jax.Array:
         """x [B, N, D], mask [B, N] bool of the keys -> [B, N, D]."""
         width = x.shape[-1]
-        norm = lambda name: nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name=name)  # noqa: E731
-        drop = lambda y: nn.Dropout(self.dropout)(y, deterministic)  # noqa: E731
+        norm = lambda name: nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name=name)
+        drop = lambda y: nn.Dropout(self.dropout)(y, deterministic)
         attention = nn.MultiHeadDotProductAttention(
             num_heads=self.num_heads,
             dtype=self.dtype,

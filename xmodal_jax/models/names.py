@@ -112,7 +112,9 @@ def _gru(leaf: str, source: str) -> Iterator[Entry]:
     """torch.nn.GRU, gates r, z, n; our cell has one bias where torch adds two (but for n)."""
     for part, gate in enumerate("rzn"):
         for side, kernel in (("i", "weight_ih_l0"), ("h", "weight_hh_l0")):
-            yield Entry(f"{leaf}/{side}{gate}/kernel", (f"{source}.{kernel}",), "transpose", part, 3)
+            yield Entry(
+                f"{leaf}/{side}{gate}/kernel", (f"{source}.{kernel}",), "transpose", part, 3
+            )
     both = (f"{source}.bias_ih_l0", f"{source}.bias_hh_l0")
     yield Entry(f"{leaf}/ir/bias", both, part=0, parts=3)
     yield Entry(f"{leaf}/iz/bias", both, part=1, parts=3)
@@ -168,4 +170,7 @@ def teran_unused(config: TeranConfig) -> dict[str, tuple[int, ...]]:
 
 
 # The word embeddings are saved twice by the public code, under two names of one tensor.
-TERAN_ALIAS = ("txt_enc.word_embeddings.weight", "txt_enc.bert_model.embeddings.word_embeddings.weight")
+TERAN_ALIAS = (
+    "txt_enc.word_embeddings.weight",
+    "txt_enc.bert_model.embeddings.word_embeddings.weight",
+)

@@ -58,7 +58,9 @@ def params_from_state_dict(state_dict: Mapping[str, np.ndarray], config: TeranCo
     Raises:
       UserError: a tensor is missing or surplus; the message names it.
     """
-    tensors = {name.removeprefix("module.").removeprefix(PREFIX): x for name, x in state_dict.items()}
+    tensors = {
+        name.removeprefix("module.").removeprefix(PREFIX): x for name, x in state_dict.items()
+    }
     unused = {*names.teran_unused(config), names.TERAN_ALIAS[0]}
     unused |= {name for name in tensors if name.endswith("position_ids")}
     return _convert(tensors, list(names.teran_entries(config)), unused, "the TERAN state dict")
@@ -88,7 +90,9 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise UserError(f"{path} is not a whole safetensors file ({error}); copy it again") from error
+        raise UserError(
+            f"{path} is not a whole safetensors file ({error}); copy it again"
+        ) from error
 
 
 def _read_torch(path: Path) -> dict[str, np.ndarray]:
@@ -104,13 +108,15 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
             reason = str(error).splitlines()[0]
-            raise UserError(f"{path} is not a checkpoint that can be read safely: {reason}") from error
+            raise UserError(
+                f"{path} is not a checkpoint that can be read safely: {reason}"
+            ) from error
     state = checkpoint.get("model", checkpoint)
     return {name: tensor.float().numpy() for name, tensor in state.items()}
 
 
 def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
-    """Tensors by name from a `.safetensors` file or a torch checkpoint (`.pth.tar`, `.pth`, `.pt`)."""
+    """Tensors by name from a `.safetensors` file or a torch checkpoint (`.pth.tar`)."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"weights file {path} does not exist; check the path")
@@ -145,13 +151,17 @@ def bert_config(directory: str | Path, num_layers: int = 0) -> BertConfig:
     """Sizes of the BERT in a Hugging Face directory, cut at `num_layers` (0: all of them)."""
     path = Path(directory) / "config.json"
     if not path.is_file():
-        raise UserError(f"{directory} has no config.json; give a directory with a Hugging Face BERT")
+        raise UserError(
+            f"{directory} has no config.json; give a directory with a Hugging Face BERT"
+        )
     raw = json.loads(path.read_text())
     if raw.get("model_type", "bert") != "bert" or raw.get("hidden_act", "gelu") != "gelu":
         raise UserError(f"{path} describes a {raw.get('model_type')}; only BERT can be loaded")
     layers = raw["num_hidden_layers"]
     if num_layers > layers:
-        raise UserError(f"num_layers={num_layers}, but {directory} has {layers}; use {layers} or less")
+        raise UserError(
+            f"num_layers={num_layers}, but {directory} has {layers}; use {layers} or less"
+        )
     return BertConfig(
         vocab_size=raw["vocab_size"],
         width=raw["hidden_size"],
@@ -173,6 +183,8 @@ def bert_params(directory: str | Path, config: BertConfig) -> Params:
 
     def is_unused(name: str) -> bool:
         layer = name.split(".")[2] if name.startswith("encoder.layer.") else ""
-        return name.startswith(_BERT_UNUSED) or (layer.isdigit() and int(layer) >= config.num_layers)
+        return name.startswith(_BERT_UNUSED) or (
+            layer.isdigit() and int(layer) >= config.num_layers
+        )
 
     return _convert(tensors, entries, {name for name in tensors if is_unused(name)}, str(path))

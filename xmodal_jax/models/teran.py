@@ -23,7 +23,7 @@ from xmodal_jax.ops.embeddings import Embeddings, l2_normalize
 class TeranConfig:
     """Hyper-parameters; the defaults are those of the published models."""
 
-    text: BertConfig = BertConfig()
+    text: BertConfig = dataclasses.field(default_factory=BertConfig)
     text_layers: int = 0  # transformer layers after BERT, at its width
     feature_width: int = 2048  # of the region features and of the image transformer
     box_encoding: str = "concat-and-process"
@@ -50,7 +50,7 @@ class Teran(nn.Module):
     def setup(self) -> None:
         c = self.config
         dtype = jnp.dtype(c.dtype)
-        stack = lambda layers: Transformer(layers, c.num_heads, c.mlp_dim, c.dropout, dtype)  # noqa: E731
+        stack = lambda layers: Transformer(layers, c.num_heads, c.mlp_dim, c.dropout, dtype)
         self.bert = Bert(c.text, dtype)
         self.text_transformer = stack(c.text_layers)
         self.region_encoder = RegionEncoder(

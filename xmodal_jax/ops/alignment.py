@@ -142,7 +142,7 @@ def score_matrix(
 
     def split(x: jax.Array) -> jax.Array:
         padded = jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1))
-        return padded.reshape((blocks, chunk) + x.shape[1:])
+        return padded.reshape((blocks, chunk, *x.shape[1:]))
 
     scores = jax.lax.map(block, jax.tree.map(split, captions))
     return jnp.moveaxis(scores, 0, 1).reshape(images.mask.shape[0], -1)[:, :count]

@@ -66,7 +66,7 @@ def retrieval_metrics(
       image_ids: [I]; caption_image_ids: [C], the image that each caption belongs to.
 
     Returns:
-      i2t/r1, ..., t2i/mean_rank, rsum. i2t: captions ranked for an image, t2i: images for a caption.
+      i2t/r1, ..., t2i/mean_rank, rsum; i2t ranks captions for an image, t2i images for a caption.
     """
     i2t = summary(ranks(scores, image_ids, caption_image_ids))
     t2i = summary(ranks(scores.T, caption_image_ids, image_ids))
@@ -97,7 +97,9 @@ def protocol_metrics(
     if protocol != "5fold":
         raise ValueError(f"protocol {protocol!r} is not known; use full or 5fold")
     if len(image_ids) % 5:
-        raise ValueError(f"protocol 5fold needs a multiple of 5 images, not {len(image_ids)}; use full")
+        raise ValueError(
+            f"protocol 5fold needs a multiple of 5 images, not {len(image_ids)}; use full"
+        )
     parts = []
     for rows in _folds(len(image_ids), 5):
         columns = np.flatnonzero(np.isin(caption_image_ids, image_ids[rows]))

@@ -1,0 +1,66 @@
+"""Evaluation and export of a trained run's best parameters."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from xmodal_jax import export as export_lib
+from xmodal_jax.checkpoint import Checkpointer
+from xmodal_jax.experiment import Experiment, claim_workdir
+
+
+def _best_params(experiment: Experiment, workdir: Path) -> tuple[int, Any]:
+    """Step and parameters of the workdir's best checkpoint, or the weights of init_from at 0."""
+    if experiment.config.init_from and not (workdir / "checkpoints").exists():
+        return 0, experiment.new_state().params
+    claim_workdir(workdir, experiment.config)
+    checkpointer = Checkpointer(workdir, experiment.config.train.keep)
+    found = checkpointer.restore_params(experiment.abstract, experiment.shardings)
+    checkpointer.close()
+    return found
+
+
+def evaluate(config: Any, workdir: Path) -> dict[str, float]:
+    """Prints the metrics of `config.evaluate` as a table, and writes them to the workdir."""
+    experiment = Experiment.create(config)
+    step, params = _best_params(experiment, workdir)
+    found = {k: v for e in experiment.evaluators(progress=True) for k, v in e.run(params)}
+    split, protocol = config.evaluate.split, config.evaluate.protocol
+    values = {name.removeprefix(split + "/"): value for name, value in found.items()}
+    print(f"{split} split, protocol {protocol}, parameters of step {step}")
+    print(table(values))
+    workdir.mkdir(parents=True, exist_ok=True)
+    path = workdir / f"evaluation_{split}_{protocol}.json"
+    content = {"step": step, "split": split, "protocol": protocol, "metrics": values}
+    path.write_text(json.dumps(content, indent=2) + "\n")
+    return values
+
+
+def table(values: dict[str, float]) -> str:
+    """Metrics of both directions side by side."""
+    columns = ("r1", "r5", "r10", "median_rank", "mean_rank")
+    lines = [f"{'':16s}" + "".join(f"{c.replace('_', ' '):>13s}" for c in columns)]
+    for side, title in (("i2t", "image to text"), ("t2i", "text to image")):
+        cells = "".join(f"{values[f'{side}/{c}']:13.1f}" for c in columns)
+        lines.append(f"{title:16s}{cells}")
+    lines.append(f"{'rsum':16s}{values['rsum']:13.1f}")
+    if "pointing" in values:
+        lines.append(f"words whose best region is the true one: {values['pointing']:.1f} %")
+    return "\n".join(lines)
+
+
+def export(config: Any, workdir: Path) -> None:
+    """Writes the best parameters, the model's sizes and the tokenizer to WORKDIR/export."""
+    experiment = Experiment.create(config)
+    step, params = _best_params(experiment, workdir)
+    directory = workdir / "export"
+    export_lib.save(
+        directory,
+        experiment.model,
+        params,
+        experiment.tokenizer,
+        config,
+        experiment.feature_width,
+    )
+    print(f"parameters of step {step} exported to {directory}")
+    print(f'load them with: xmodal_jax.export.load("{directory}")')

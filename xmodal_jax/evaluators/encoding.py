@@ -1,0 +1,62 @@
+"""A split encoded once: image and caption embeddings in blocks, with their ids."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from xmodal_jax import partitioning
+from xmodal_jax.ops.embeddings import Embeddings
+
+Batches = Callable[[], Iterable[dict[str, np.ndarray]]]
+
+
+@dataclasses.dataclass
+class Encoded:
+    """Blocks of embeddings of one size, on the devices; `valid` marks the rows that are no filler.
+
+    rows: for each block the host arrays of its batch that say what the rows are.
+    """
+
+    blocks: list[Embeddings]
+    rows: list[dict[str, np.ndarray]]
+
+    @property
+    def image_ids(self) -> np.ndarray:
+        """[N] image id of every row that is no filler."""
+        return np.concatenate([row["image_id"][row["mask"]] for row in self.rows])
+
+
+class Encoder:
+    """Encodes batches of one model on one mesh; compiled once."""
+
+    def __init__(self, model: nn.Module, mesh: jax.sharding.Mesh) -> None:
+        """model: any with encode_image and encode_text."""
+        self._mesh = mesh
+
+        @partial(jax.jit, static_argnames="method")
+        def encode(params: Any, batch: dict[str, jax.Array], method: str) -> Embeddings:
+            return model.apply({"params": params}, batch, method=method)
+
+        self._encode = encode
+
+    def images(self, params: Any, batches: Batches) -> Encoded:
+        """Encodes every image once."""
+        return self._run(params, batches, "encode_image", ("regions", "boxes", "region_mask"))
+
+    def captions(self, params: Any, batches: Batches) -> Encoded:
+        """Encodes every caption once."""
+        return self._run(params, batches, "encode_text", ("tokens", "token_mask"))
+
+    def _run(self, params: Any, batches: Batches, method: str, fields: tuple[str, ...]) -> Encoded:
+        out = Encoded([], [])
+        for batch in batches():
+            chosen = {k: v for k, v in batch.items() if k in fields}
+            inputs = partitioning.put_batch(chosen, self._mesh)
+            out.blocks.append(self._encode(params, inputs, method=method))
+            out.rows.append({k: v for k, v in batch.items() if k not in ("regions", "tokens")})
+        return out

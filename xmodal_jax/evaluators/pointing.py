@@ -1,0 +1,73 @@
+"""Pointing: the share of words whose most similar region is the true one."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xmodal_jax.evaluators.encoding import Batches, Encoded, Encoder
+from xmodal_jax.ops.embeddings import Embeddings
+
+Links = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+@jax.jit
+def _best_regions(images: Embeddings, captions: Embeddings) -> jax.Array:
+    """Row i of both is a pair -> [B, W] the most similar valid region of each word."""
+    sim = jnp.einsum("brd,bwd->brw", images.tokens, captions.tokens)
+    return jnp.argmax(jnp.where(images.mask[:, :, None], sim, -jnp.inf), axis=1)
+
+
+class PointingEvaluator:
+    """Needs data with true links, as the synthetic scenes have."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        image_batches: Batches,
+        caption_batches: Batches,
+        links: Links,
+        *,
+        prefix: str = "",
+    ) -> None:
+        """links: caption ids, character starts and ends, true regions; all [L]."""
+        self._encoder = encoder
+        self._image_batches, self._caption_batches = image_batches, caption_batches
+        self._prefix = prefix
+        self._links: dict[int, list[tuple[int, int, int]]] = {}
+        for caption, start, end, region in zip(*links, strict=True):
+            self._links.setdefault(int(caption), []).append((int(start), int(end), int(region)))
+
+    def run(self, params: Any) -> Iterator[tuple[str, float]]:
+        """Yields `pointing`, the percentage of linked words with the right region."""
+        images = self._encoder.images(params, self._image_batches)
+        captions = self._encoder.captions(params, self._caption_batches)
+        hits, count = 0, 0
+        for block, rows in zip(captions.blocks, captions.rows, strict=True):
+            own = _rows_of(images, rows["image_id"])
+            best = np.asarray(_best_regions(own, block))
+            for i in np.flatnonzero(rows["mask"]):
+                for start, end, region in self._links.get(int(rows["caption_id"][i]), ()):
+                    for n in _tokens_between(rows["offsets"][i], start, end):
+                        # Embeddings leave out the [CLS] slot, token 0.
+                        hits += n - 1 < best.shape[1] and best[i, n - 1] == region
+                        count += 1
+        yield self._prefix + "pointing", 100 * hits / max(count, 1)
+
+
+def _tokens_between(offsets: np.ndarray, start: int, end: int) -> np.ndarray:
+    """Positions of the tokens (offsets [W, 2]) that lie within characters start..end."""
+    inside = (offsets[:, 0] >= start) & (offsets[:, 1] <= end) & (offsets[:, 1] > offsets[:, 0])
+    return np.flatnonzero(inside)
+
+
+def _rows_of(images: Encoded, image_ids: np.ndarray) -> Embeddings:
+    """Embeddings of the images with these ids, in this order; filler gets any row."""
+    every = jax.tree.map(lambda *x: np.concatenate([np.asarray(v) for v in x]), *images.blocks)
+    ids = np.concatenate([row["image_id"] for row in images.rows])
+    valid = np.concatenate([row["mask"] for row in images.rows])
+    position = {int(image): k for k, image in enumerate(ids) if valid[k]}
+    rows = np.array([position.get(int(image), 0) for image in image_ids])
+    return jax.tree.map(lambda x: x[rows], every)

@@ -1,0 +1,161 @@
+"""The pieces of a run that training, evaluation and export share, made from a configuration."""
+
+import dataclasses
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import ml_collections
+import optax
+
+from data_pipeline import input_pipeline, region_captions
+from data_pipeline.tokenizer import Tokenizer, make_tokenizer
+from xmodal_jax import export, optimizer, partitioning, train_state
+from xmodal_jax.errors import UserError
+from xmodal_jax.evaluators import Evaluator
+from xmodal_jax.evaluators.encoding import Encoder
+from xmodal_jax.evaluators.pointing import PointingEvaluator
+from xmodal_jax.evaluators.retrieval import RetrievalEvaluator
+from xmodal_jax.models import build_model, pretrained
+from xmodal_jax.models.batch import batch_spec
+
+# Changing these does not change what a run computes, so that a workdir admits it.
+_FREE_FIELDS = ("evaluate",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Data, tokenizer, model, optimiser and their placement on the devices."""
+
+    config: ml_collections.ConfigDict
+    dataset: Any  # TFDS builder
+    tokenizer: Tokenizer
+    feature_width: int
+    mesh: jax.sharding.Mesh
+    model: nn.Module
+    tx: optax.GradientTransformation
+    schedule: optax.Schedule
+    abstract: train_state.TrainState
+    shardings: train_state.TrainState
+
+    @classmethod
+    def create(cls, config: ml_collections.ConfigDict) -> "Experiment":
+        """Opens the data and builds everything else; no parameter is computed yet."""
+        mesh = partitioning.make_mesh(config.mesh.data, config.mesh.model)
+        partitioning.check_batch_size(config.train.batch_size, mesh, "train.batch_size")
+        partitioning.check_batch_size(config.evaluate.batch_size, mesh, "evaluate.batch_size")
+        dataset = open_dataset(config.data)
+        width = input_pipeline.feature_width(dataset)
+        counts = dataset.info.metadata["word_counts"]
+        tokenizer = make_tokenizer(config.data.tokenizer, counts, config.data.min_word_count)
+        model = build_model(config.model, width, tokenizer.vocab_size)
+        params = train_state.abstract_params(model, batch_spec(config, width))
+        tx, schedule = optimizer.make_optimizer(config.optimizer, params, config.train.steps)
+        abstract = train_state.abstract_state(params, tx)
+        shardings = partitioning.shardings(abstract, config.partition_rules, mesh)
+        return cls(
+            config, dataset, tokenizer, width, mesh, model, tx, schedule, abstract, shardings
+        )
+
+    def new_state(self) -> train_state.TrainState:
+        """A fresh state: random, with the weights that the configuration starts from."""
+        config = self.config
+        spec = batch_spec(config, self.feature_width)
+        state = train_state.create_state(self.model, self.tx, spec, self.shardings, config.seed)
+        loaded = self._initial_weights()
+        return train_state.replace_params(state, loaded, self.shardings) if loaded else state
+
+    def _initial_weights(self) -> dict[str, Any]:
+        config = self.config
+        if config.init_from and Path(config.init_from).is_dir():
+            return export.load(config.init_from).params
+        if config.init_from:
+            tensors = pretrained.read_state_dict(config.init_from)
+            return pretrained.params_from_state_dict(tensors, self.model.config)
+        if config.model.text.pretrained:
+            directory = pretrained.find(config.model.text.pretrained)
+            return {"bert": pretrained.bert_params(directory, self.model.config.text)}
+        return {}
+
+    def evaluators(self, progress: bool = False) -> list[Evaluator]:
+        """The evaluators of `config.evaluate`, on its split."""
+        c = self.config.evaluate
+        encoder = Encoder(self.model, self.mesh)
+        common = dict(split=c.split, batch_size=c.batch_size)
+        images = partial(
+            input_pipeline.image_batches,
+            self.dataset,
+            max_regions=self.config.data.max_regions,
+            **common,
+        )
+        captions = partial(
+            input_pipeline.caption_batches,
+            self.dataset,
+            tokenizer=self.tokenizer,
+            max_tokens=self.config.data.max_tokens,
+            **common,
+        )
+        prefix = c.split + "/"
+        out: list[Evaluator] = [
+            RetrievalEvaluator(
+                self.model,
+                encoder,
+                images,
+                captions,
+                protocol=c.protocol,
+                prefix=prefix,
+                progress=progress,
+            )
+        ]
+        if c.pointing:
+            links = input_pipeline.links(self.dataset, c.split)
+            out.append(PointingEvaluator(encoder, images, captions, links, prefix=prefix))
+        return out
+
+
+def open_dataset(config: Any) -> Any:
+    """The data set of `config.data`; the synthetic one is built where it is missing."""
+    if config.build_synthetic:
+        from data_pipeline.build import build
+        from data_pipeline.synthetic import SyntheticScenes
+
+        build(SyntheticScenes(dict(config.synthetic_sizes), name=config.name), config.dir)
+    return region_captions.open_dataset(config.dir, config.name)
+
+
+def claim_workdir(workdir: Path, config: ml_collections.ConfigDict) -> None:
+    """Makes a workdir this configuration's, or checks that it is.
+
+    Raises:
+      UserError: it belongs to another configuration; the message names a field that differs.
+    """
+    path = workdir / "config.json"
+    ours = json.loads(json.dumps(config.to_dict()))
+    if not path.exists():
+        workdir.mkdir(parents=True, exist_ok=True)
+        aside = path.with_suffix(".tmp")
+        aside.write_text(json.dumps(ours, indent=2) + "\n")
+        aside.replace(path)
+        return
+    theirs = json.loads(path.read_text())
+    for field in sorted(flatten(ours).keys() | flatten(theirs).keys()):
+        here, there = flatten(ours).get(field), flatten(theirs).get(field)
+        if here != there and field.split(".")[0] not in _FREE_FIELDS:
+            raise UserError(
+                f"workdir {workdir} belongs to a run with {field}={there!r}, not {here!r}; "
+                "choose another --workdir or give the same configuration"
+            )
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts -> one dict with dotted names."""
+    out: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            out |= flatten(value, f"{prefix}{name}.")
+        else:
+            out[prefix + name] = value
+    return out

@@ -1,0 +1,148 @@
+"""A trained model as a directory that loads with one call and encodes texts and images.
+
+  python -m xmodal_jax.main --config=configs/demo.py --workdir=runs/demo --mode=export
+
+  model = xmodal_jax.export.load("runs/demo/export")
+  captions = model.encode_text(["a red circle left of a blue square"])
+  images = model.encode_image(regions, boxes)     # [B, R, F], [B, R, 4] in 0..1
+  scores = model.scores(images, captions)         # [B, 1]
+
+The directory holds `params/` (Orbax), `model.json` and `tokenizer/`.
+"""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import ml_collections
+import numpy as np
+import orbax.checkpoint as ocp
+
+from data_pipeline.tokenizer import Tokenizer, load_tokenizer
+from xmodal_jax import train_state
+from xmodal_jax.errors import UserError
+from xmodal_jax.models import build_model
+from xmodal_jax.models.batch import encoder_spec
+from xmodal_jax.ops.alignment import score_matrix
+from xmodal_jax.ops.embeddings import Embeddings
+from xmodal_jax.train_step import pair_scorer
+
+FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportedModel:
+    """A model with its parameters and tokenizer."""
+
+    model: nn.Module
+    params: Any
+    tokenizer: Tokenizer
+    feature_width: int
+    max_regions: int
+    max_tokens: int
+
+    def encode_text(self, captions: Sequence[str]) -> Embeddings:
+        """Embeddings of C captions; longer ones than max_tokens are cut."""
+        encoded = self.tokenizer.encode(list(captions), self.max_tokens)
+        return self._encode("encode_text", tokens=encoded.ids, token_mask=encoded.mask)
+
+    def encode_image(
+        self, regions: np.ndarray, boxes: np.ndarray, region_mask: np.ndarray | None = None
+    ) -> Embeddings:
+        """Embeddings of B images.
+
+        Args:
+          regions: [B, R, F] region features.
+          boxes: [B, R, 4] x1, y1, x2, y2, divided by the image's width and height.
+          region_mask: [B, R] bool, False on padding; all valid if not given.
+        """
+        if regions.ndim != 3 or regions.shape[-1] != self.feature_width:
+            raise UserError(
+                f"regions have shape {regions.shape}; this model takes [B, R, {self.feature_width}]"
+            )
+        if boxes.shape != (*regions.shape[:2], 4):
+            raise UserError(f"boxes have shape {boxes.shape}, not {(*regions.shape[:2], 4)}")
+        if region_mask is None:
+            region_mask = np.ones(regions.shape[:2], bool)
+        return self._encode("encode_image", regions=regions, boxes=boxes, region_mask=region_mask)
+
+    def scores(self, images: Embeddings, captions: Embeddings) -> np.ndarray:
+        """Scores [B, C] of all images with all captions."""
+        score = pair_scorer(self.model, self.params)
+        return np.asarray(jax.jit(lambda i, c: score_matrix(score, i, c))(images, captions))
+
+    def _encode(self, method: str, **batch: np.ndarray) -> Embeddings:
+        run = jax.jit(lambda p, b: self.model.apply({"params": p}, b, method=method))
+        return run(self.params, batch)
+
+
+def save(
+    directory: str | Path,
+    model: nn.Module,
+    params: Any,
+    tokenizer: Tokenizer,
+    config: ml_collections.ConfigDict,
+    feature_width: int,
+) -> None:
+    """Writes an export; `directory` is replaced only when the new one is whole.
+
+    Args:
+      config: the whole configuration the model was made from.
+    """
+    directory = Path(directory).absolute()
+    aside = directory.with_name(directory.name + ".tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    # The sizes of the text encoder as they came out, so that no other file is needed to load.
+    sizes = config.model.to_dict()
+    sizes["text"] = dataclasses.asdict(model.config.text) | {"pretrained": ""}
+    content = {
+        "format": FORMAT,
+        "model": sizes,
+        "feature_width": feature_width,
+        "max_regions": config.data.max_regions,
+        "max_tokens": config.data.max_tokens,
+    }
+    (aside / "model.json").write_text(json.dumps(content, indent=2) + "\n")
+    tokenizer.save(aside / "tokenizer")
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(aside / "params", params)
+    shutil.rmtree(directory, ignore_errors=True)
+    aside.rename(directory)
+
+
+def load(directory: str | Path) -> ExportedModel:
+    """Loads an export.
+
+    Raises:
+      UserError: the directory is not an export, or one of a newer format.
+    """
+    directory = Path(directory).absolute()
+    path = directory / "model.json"
+    if not path.is_file():
+        raise UserError(f"{directory} is not an export: it has no model.json; use --mode=export")
+    content = json.loads(path.read_text())
+    if content["format"] != FORMAT:
+        raise UserError(
+            f"{path} has format {content['format']}, this version reads {FORMAT}; export again"
+        )
+    config = ml_collections.ConfigDict(content["model"])
+    width = content["feature_width"]
+    model = build_model(config, width, config.text.vocab_size)
+    spec = encoder_spec(1, content["max_regions"], width, content["max_tokens"])
+    abstract = train_state.abstract_params(model, spec)
+    with ocp.StandardCheckpointer() as checkpointer:
+        params = checkpointer.restore(directory / "params", abstract)
+    return ExportedModel(
+        model=model,
+        params=params,
+        tokenizer=load_tokenizer(directory / "tokenizer"),
+        feature_width=width,
+        max_regions=content["max_regions"],
+        max_tokens=content["max_tokens"],
+    )

@@ -1,0 +1,77 @@
+"""Trains, evaluates and exports image-text retrieval models.
+
+  python -m xmodal_jax.main --config=configs/demo.py --workdir=runs/demo
+  python -m xmodal_jax.main --config=configs/demo.py --workdir=runs/demo --mode=evaluate \\
+    --config.evaluate.split=test
+  python -m xmodal_jax.main --config=configs/demo.py --workdir=runs/demo --mode=export
+
+A variant of a configuration is named after a colon (configs/coco.py:teran_symm); any field of it
+can be set as --config.section.field=value; configs/common.py lists all fields. The same command on
+the same workdir continues a run that was stopped.
+"""
+
+import sys
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from data_pipeline.errors import DataError
+from xmodal_jax.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Configuration file, with an optional variant: configs/coco.py:teran."
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Directory of the run: checkpoints, metrics, export; runs/CONFIG if not given."
+)
+_MODE = flags.DEFINE_enum(
+    "mode",
+    "train",
+    ["train", "evaluate", "export"],
+    "train; or evaluate the best checkpoint on --config.evaluate.split; or export it.",
+)
+
+
+def _workdir() -> Path:
+    if _WORKDIR.value:
+        return Path(_WORKDIR.value)
+    file, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    return Path("runs") / "-".join(filter(None, (Path(file).stem, variant)))
+
+
+def run() -> None:
+    """Does what the flags say."""
+    # Late, so that --help and mistakes in flags answer at once.
+    from xmodal_jax import evaluate, train
+
+    # The libraries report every file they write at INFO; --verbosity=0 shows that.
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)
+    if _CONFIG.value is None:
+        raise UserError("--config is missing; try --config=configs/demo.py")
+    if _MODE.value == "train":
+        train.train(_CONFIG.value, _workdir())
+    elif _MODE.value == "evaluate":
+        evaluate.evaluate(_CONFIG.value, _workdir())
+    else:
+        evaluate.export(_CONFIG.value, _workdir())
+
+
+def _main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise UserError(f"argument {argv[1]!r} is not known; every option starts with --")
+    run()
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line and exit code 2, no traceback."""
+    try:
+        app.run(_main)
+    except (UserError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

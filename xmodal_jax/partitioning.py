@@ -1,0 +1,93 @@
+"""Mesh, path-regex rules -> shardings, and host arrays -> global arrays.
+
+One jitted program runs on every mesh: XLA splits it by the shardings of its arguments. The axis
+"data" splits batches, the axis "model" may split parameters.
+"""
+
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from xmodal_jax.errors import UserError
+
+Rules = tuple[tuple[str, tuple[str | None, ...]], ...]
+
+
+def make_mesh(data: int = -1, model: int = 1) -> Mesh:
+    """A mesh ("data", "model") over all devices; data=-1 takes what model leaves.
+
+    Raises:
+      UserError: the sizes do not multiply to the number of devices.
+    """
+    count = jax.device_count()
+    if data == -1:
+        data = count // model
+    if data * model != count:
+        raise UserError(
+            f"mesh.data={data} x mesh.model={model} is not the number of devices, {count}; "
+            "set mesh.data=-1"
+        )
+    return jax.make_mesh((data, model), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+
+
+def _path(path: tuple[Any, ...]) -> str:
+    return "/".join(str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path)
+
+
+def shardings(tree: Any, rules: Rules, mesh: Mesh) -> Any:
+    """A sharding for each leaf: that of the first rule whose regex is found in the leaf's path.
+
+    Args:
+      tree: arrays or shapes; the path of a leaf is its keys joined by slashes.
+      rules: (regex, axis name or None for each dimension); leaves without a rule are replicated.
+      mesh: the mesh.
+
+    Raises:
+      UserError: a rule matches nothing, has too many axes, or its axis does not divide.
+    """
+    unused = {rule for rule, _ in rules}
+
+    def leaf_sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        name = _path(path)
+        for rule, axes in rules:
+            if not re.search(rule, name) or leaf.ndim == 0:
+                continue
+            unused.discard(rule)
+            if len(axes) > leaf.ndim:
+                raise UserError(
+                    f"partition rule {rule!r} names {len(axes)} axes; {name} has shape {leaf.shape}"
+                )
+            for size, axis in zip(leaf.shape, axes, strict=False):
+                if axis is not None and size % mesh.shape[axis]:
+                    raise UserError(
+                        f"partition rule {rule!r} can't split {name} of shape {leaf.shape}: {size} "
+                        f"is not divisible by the {mesh.shape[axis]} devices on axis {axis!r}"
+                    )
+            return NamedSharding(mesh, PartitionSpec(*axes))
+        return NamedSharding(mesh, PartitionSpec())
+
+    out = jax.tree_util.tree_map_with_path(leaf_sharding, tree)
+    if unused:
+        raise UserError(f"partition rule {sorted(unused)[0]!r} matches no parameter; correct it")
+    return out
+
+
+def check_batch_size(batch_size: int, mesh: Mesh, field: str) -> None:
+    """Raises a UserError where a batch can't be split evenly over the data axis."""
+    devices = mesh.shape["data"]
+    if batch_size % devices:
+        lower = batch_size // devices * devices
+        choices = f"{lower} or {lower + devices}" if lower else f"{devices}"
+        raise UserError(
+            f"{field}={batch_size} is not divisible by the {devices} devices on mesh axis 'data'; "
+            f"use {choices}"
+        )
+
+
+def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """This process's rows of a batch as global arrays, split over the data axis."""
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}

@@ -1,0 +1,186 @@
+"""The training program: state, data, then the loop of step, log, evaluate, save.
+
+An interrupted run continues bit by bit as if it had not been interrupted: the state comes from the
+newest checkpoint, the data order from (seed, step), and the metric log is cut back to that step.
+"""
+
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from data_pipeline import input_pipeline
+from xmodal_jax import partitioning
+from xmodal_jax.checkpoint import Checkpointer
+from xmodal_jax.errors import UserError
+from xmodal_jax.experiment import Experiment, claim_workdir
+from xmodal_jax.metric_writer import MetricWriter
+from xmodal_jax.optimizer import frozen_mask
+from xmodal_jax.train_state import TrainState
+from xmodal_jax.train_step import Metrics, make_train_step
+
+
+class StopSignal:
+    """True once SIGTERM or SIGINT came; a second one stops at once."""
+
+    def __init__(self) -> None:
+        self.received = ""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame: Any) -> None:
+        del frame
+        self.received = signal.Signals(number).name
+        signal.signal(number, signal.SIG_DFL)
+
+    def __bool__(self) -> bool:
+        return bool(self.received)
+
+
+def train(config: Any, workdir: Path) -> None:
+    """Trains to `config.train.steps`, continuing what the workdir has."""
+    stop = StopSignal()
+    claim_workdir(workdir, config)
+    experiment = Experiment.create(config)
+    checkpointer = Checkpointer(workdir, config.train.keep)
+    state = _first_state(experiment, checkpointer)
+    start = int(state.step)
+    loop = Loop(experiment, checkpointer, MetricWriter(workdir, start), start)
+    try:
+        loop.run(state, stop)
+    finally:
+        checkpointer.close()
+        loop.writer.close()
+    if stop:
+        print(
+            f"stopped by {stop.received} at step {loop.step}; the same command continues from there"
+        )
+
+
+def _first_state(experiment: Experiment, checkpointer: Checkpointer) -> TrainState:
+    """The newest checkpoint, or a new state."""
+    if checkpointer.latest_step is None:
+        state = experiment.new_state()
+        sizes = [leaf.size for leaf in jax.tree.leaves(state.params)]
+        print(f"{sum(sizes):,} parameters on {jax.device_count()} device(s)")
+        return state
+    print(f"continuing from step {checkpointer.latest_step}")
+    return checkpointer.restore(experiment.abstract, experiment.shardings)
+
+
+def _batches(experiment: Experiment, start: int) -> Iterator[dict[str, np.ndarray]]:
+    config = experiment.config
+    return input_pipeline.train_batches(
+        experiment.dataset,
+        split=config.data.train_split,
+        tokenizer=experiment.tokenizer,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        start_step=start,
+        max_regions=config.data.max_regions,
+        max_tokens=config.data.max_tokens,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        shuffle_buffer=config.data.shuffle_buffer,
+    )
+
+
+class Loop:
+    """Step, log, evaluate, save; the metrics of a step are read while the next one runs."""
+
+    def __init__(
+        self, experiment: Experiment, checkpointer: Checkpointer, writer: MetricWriter, start: int
+    ) -> None:
+        """start: number of updates done so far."""
+        self.experiment, self.config = experiment, experiment.config.train
+        self.checkpointer, self.writer = checkpointer, writer
+        self.step = start
+        self.evaluators = experiment.evaluators()
+        config = experiment.config
+        self.train_step = make_train_step(
+            experiment.model,
+            experiment.tx,
+            config,
+            frozen=frozen_mask(experiment.abstract.params, tuple(config.optimizer.frozen)),
+            mask_id=experiment.tokenizer.mask_id,
+        )
+        self._pending: tuple[int, np.ndarray, Metrics] | None = None
+        self._best_rsum = checkpointer.best[1]
+        self._clock = (time.perf_counter(), start)
+
+    def run(self, state: TrainState, stop: StopSignal) -> None:
+        """Runs until the last step or a stop signal; the state is saved at its end."""
+        batches = _batches(self.experiment, self.step)
+        with tqdm(
+            total=self.config.steps,
+            initial=self.step,
+            unit="step",
+            desc="train",
+            dynamic_ncols=True,
+        ) as bar:
+            while self.step < self.config.steps and not stop:
+                batch = next(batches)
+                inputs = partitioning.put_batch(batch, self.experiment.mesh)
+                state, metrics = self.train_step(state, inputs)
+                self._check_pending(bar)
+                self.step += 1
+                self._pending = (self.step, batch["image_id"], metrics)
+                bar.update()
+                if self._is_due(self.config.evaluate_every):
+                    self._check_pending(bar)
+                    self._evaluate(state, bar)
+                if self._is_due(self.config.checkpoint_every):
+                    self._check_pending(bar)
+                    self._save(state)
+            self._check_pending(bar)
+        self._save(state)
+
+    def _is_due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.config.steps
+
+    def _check_pending(self, bar: tqdm) -> None:
+        """Logs the metrics of the last step dispatched, or stops if they are not finite."""
+        if self._pending is None:
+            return
+        step, image_ids, metrics = self._pending
+        self._pending = None
+        loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
+        if not np.isfinite(loss) or not np.isfinite(norm):
+            shown = ", ".join(str(i) for i in image_ids)
+            raise UserError(
+                f"loss {loss}, gradient norm {norm} at step {step}: the update was not applied; "
+                f"lower optimizer.learning_rate or look at the batch's images: {shown}"
+            )
+        if step % self.config.log_every == 0 or step == self.config.steps:
+            rate = float(self.experiment.schedule(step - 1))
+            self.writer.write(step, {"loss": loss, "grad_norm": norm, "learning_rate": rate})
+            self._write_speed(step)
+            bar.set_postfix(loss=f"{loss:.4g}")
+
+    def _write_speed(self, step: int) -> None:
+        before, then = self._clock
+        self._clock = (time.perf_counter(), step)
+        seconds = max(self._clock[0] - before, 1e-9)
+        self.writer.write_timing(step, {"steps_per_second": (step - then) / seconds})
+
+    def _evaluate(self, state: TrainState, bar: tqdm) -> None:
+        found = {k: v for e in self.evaluators for k, v in e.run(state.params)}
+        self.writer.write(self.step, found)
+        split = self.experiment.config.evaluate.split
+        text = "  ".join(f"{k.removeprefix(split + '/')} {v:.1f}" for k, v in found.items())
+        bar.write(f"step {self.step}: {split} {text}")
+        rsum = found[f"{split}/rsum"]
+        if rsum > self._best_rsum:
+            self._best_rsum = rsum
+            self.checkpointer.save_best(self.step, state.params, rsum)
+        self._clock = (time.perf_counter(), self.step)
+
+    def _save(self, state: TrainState) -> None:
+        # The log comes first: a checkpoint never knows more steps than the log.
+        self.writer.sync()
+        self.checkpointer.save(self.step, state)
