@@ -116,9 +116,7 @@ def reference_loss(model: Teran, cfg: dict, params, batch) -> jax.Array:
     training = cfg["training"]
     image, text = model.apply({"params": params}, batch)
     positives = jnp.eye(len(batch["tokens"]), dtype=bool)
-    hinge = partial(
-        losses.hinge_loss, margin=training["margin"], hardest=training["max-violation"]
-    )
+    hinge = partial(losses.hinge_loss, margin=training["margin"], hardest=training["max-violation"])
     total = jnp.zeros(())
     if "alignment" in training["loss-type"]:
         score = partial(alignment_score, mode=training["alignment-mode"], fill_zero=True)
@@ -144,7 +142,10 @@ def _stages(model: Teran, params, batch, out: Golden) -> Differences:
         "bert_hidden": (seen["text_hidden"][0], words),
         "pos_encoded": (seen["region_encoder"]["box_encoded"][0], slots),
         "img_enc": (seen["region_encoded"][0], slots),
-        "img_set": (jnp.pad(image.tokens, [(0, 0), (1, 0), (0, 0)]), np.pad(regions, [(0, 0), (1, 0)])),
+        "img_set": (
+            jnp.pad(image.tokens, [(0, 0), (1, 0), (0, 0)]),
+            np.pad(regions, [(0, 0), (1, 0)]),
+        ),
         "cap_seq": (seen["text_encoded"][0], words),
         "img_aggr": (image.pooled, slice(None)),
         "cap_aggr": (text.pooled, slice(None)),
@@ -300,7 +301,9 @@ def check_opt(golden: Golden, name: str, meta: dict, dtype: str) -> Differences:
         found[f"loss/{i}"] = difference(loss, step["loss"])
         if i == 0 and found["loss/0"] > LIMITS[dtype]:
             return found | {RANDOM_TRAJECTORY: found.pop("loss/0")}
-        found[f"grad_norm/{i}"] = difference(optax.global_norm(grads), step["grad_norm_before_clip"])
+        found[f"grad_norm/{i}"] = difference(
+            optax.global_norm(grads), step["grad_norm_before_clip"]
+        )
         updates, opt_state = tx.update(grads, opt_state, params)
         params = optax.apply_updates(params, updates)
     ours = pretrained.state_dict_from_params(jax.tree.map(np.asarray, params), model_cfg)

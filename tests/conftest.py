@@ -1,0 +1,30 @@
+"""Every test sees four CPU devices, compiles fast, and fails on silent rank promotion."""
+
+import os
+from pathlib import Path
+
+# Before JAX is imported. Unoptimised code compiles several times faster than it runs slower here.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+)
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".jax_cache"))
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import jax
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _strict_ranks():
+    with jax.numpy_rank_promotion("raise"):
+        yield
+
+
+@pytest.fixture
+def x64():
+    """Float64 within the test."""
+    with jax.enable_x64(True):
+        yield

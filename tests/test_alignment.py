@@ -1,0 +1,159 @@
+"""Pair scorers and the score matrix against numpy double loops."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from xmodal_jax.ops.alignment import MODES, alignment_score, pooled_score, score_matrix
+from xmodal_jax.ops.embeddings import Embeddings
+
+N, C, R, W, D = 3, 5, 4, 6, 8
+
+
+def random_sets(seed=0, empty=False):
+    rng = np.random.default_rng(seed)
+    unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)
+    counts = [2, R, 3], [W, 1, 4, 0 if empty else 2, 5]
+    sets = []
+    for n, lengths, width in ((N, counts[0], R), (C, counts[1], W)):
+        mask = np.arange(width) < np.array(lengths)[:, None]
+        sets.append((unit(rng.normal(size=(n, width, D))), mask, unit(rng.normal(size=(n, D)))))
+    return sets
+
+
+def embeddings(arrays):
+    return Embeddings(*(jnp.asarray(a) for a in arrays))
+
+
+def loop_score(mode, regions, region_mask, words, word_mask):
+    """The definition, without padding: only valid regions and words are looked at."""
+    regions, words = regions[region_mask], words[word_mask]
+    if not len(words) or not len(regions):
+        return 0.0
+    a = np.array([[float(r @ w) for w in words] for r in regions])
+    best_for_words = sum(max(a[:, w]) for w in range(len(words)))
+    best_for_regions = sum(max(row) for row in a)
+    if mode == "scan-sentences":
+        n = np.maximum(a, 0)
+        n = n / np.maximum(np.sqrt((n**2).sum(0, keepdims=True)), 1e-12)
+        total = 0.0
+        for r in range(len(regions)):
+            weights = np.exp(n[r]) / np.exp(n[r]).sum()
+            v = sum(weights[w] * words[w] for w in range(len(words)))
+            total += regions[r] @ v / (np.linalg.norm(regions[r]) * np.linalg.norm(v))
+        return total
+    return {
+        "MrSw": best_for_words,
+        "MrAVGw": best_for_words / len(words),
+        "MwSr": best_for_regions,
+        "symm": best_for_words + best_for_regions,
+        "sum": a.sum(),
+        "mean": a.mean(),
+    }[mode]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("chunk", [0, 1, 2, 5, 9])
+def test_score_matrix_equals_loops(mode, chunk, x64):
+    images, captions = random_sets(empty=True)
+    expected = [
+        [loop_score(mode, im[0], im[1], c[0], c[1]) for c in zip(*captions, strict=True)]
+        for im in zip(*images, strict=True)
+    ]
+    score = lambda i, c: alignment_score(i, c, mode=mode)
+    ours = score_matrix(score, embeddings(images), embeddings(captions), chunk=chunk)
+    np.testing.assert_allclose(ours, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_padding_changes_nothing(mode):
+    images, captions = random_sets()
+    score = lambda i, c: alignment_score(i, c, mode=mode)
+    small = score_matrix(score, embeddings(images), embeddings(captions))
+    pad = lambda s: (
+        np.pad(s[0], [(0, 0), (0, 7), (0, 0)], constant_values=3.0),
+        np.pad(s[1], [(0, 0), (0, 7)]),
+        s[2],
+    )
+    large = score_matrix(score, embeddings(pad(images)), embeddings(pad(captions)))
+    np.testing.assert_allclose(small, large, atol=1e-6)
+
+
+def test_zero_fill_is_a_floor_beside_padding():
+    tokens = jnp.array([[1.0, 0.0]])
+    image = Embeddings(tokens, jnp.array([True]), tokens[0])
+    words = jnp.array([[-1.0, 0.0], [0.5, 0.0]])
+    caption = Embeddings(words, jnp.array([True, False]), words[0])
+    assert alignment_score(image, caption, mode="MwSr") == -1
+    assert alignment_score(image, caption, mode="MwSr", fill_zero=True) == 0
+    assert alignment_score(image, caption, mode="mean") == -1
+    assert alignment_score(image, caption, mode="mean", fill_zero=True) == -0.5
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_gradients_are_finite_and_equal_differences(mode, x64):
+    images, captions = random_sets(seed=1, empty=True)
+    image, caption = embeddings(images), embeddings(captions)
+    weights = jnp.asarray(np.random.default_rng(2).normal(size=(N, C)))
+
+    def total(tokens):
+        score = lambda i, c: alignment_score(i, c, mode=mode)
+        return jnp.sum(
+            weights * score_matrix(score, image.replace(tokens=tokens), caption, chunk=2)
+        )
+
+    grad = jax.grad(total)(image.tokens)
+    assert np.isfinite(grad).all()
+    direction = jnp.asarray(np.random.default_rng(3).normal(size=grad.shape))
+    step = 1e-6
+    ahead, behind = (total(image.tokens + s * step * direction) for s in (1, -1))
+    numeric = (ahead - behind) / (2 * step)
+    np.testing.assert_allclose(jnp.sum(grad * direction), numeric, rtol=1e-5, atol=1e-8)
+
+
+def test_gradients_at_zero_vectors_are_finite():
+    zeros = Embeddings(jnp.zeros((2, R, D)), jnp.ones((2, R), bool), jnp.zeros((2, D)))
+    for mode in MODES:
+        score = lambda i, c, mode=mode: alignment_score(i, c, mode=mode)
+        total = lambda t, score=score: jnp.sum(score_matrix(score, zeros.replace(tokens=t), zeros))
+        assert np.isfinite(jax.grad(total)(zeros.tokens)).all(), mode
+
+
+def test_all_pairs_similarities_never_exist():
+    n, chunk = 64, 8
+    tokens = jax.ShapeDtypeStruct((n, 36, 16), jnp.float32)
+    mask = jax.ShapeDtypeStruct((n, 36), jnp.bool_)
+    sets = Embeddings(tokens, mask, jax.ShapeDtypeStruct((n, 16), jnp.float32))
+    score = lambda i, c: alignment_score(i, c, mode="MrSw")
+    loss = lambda i, c: jnp.sum(score_matrix(score, i, c, chunk=chunk) ** 2)
+    compiled = jax.jit(jax.grad(loss, argnums=(0, 1), allow_int=True)).lower(sets, sets).compile()
+    all_pairs = n * n * 36 * 36 * 4
+    assert compiled.memory_analysis().temp_size_in_bytes < all_pairs / 2
+
+
+def test_pooled_score_is_the_dot_product():
+    images, captions = random_sets()
+    ours = score_matrix(pooled_score, embeddings(images), embeddings(captions))
+    np.testing.assert_allclose(ours, images[2] @ captions[2].T, atol=1e-6)
+
+
+def test_unknown_mode_is_named():
+    images, captions = random_sets()
+    one = lambda s: jax.tree.map(lambda x: x[0], embeddings(s))
+    with pytest.raises(ValueError, match="'max'.*MrSw"):
+        alignment_score(one(images), one(captions), mode="max")
+
+
+def test_bfloat16_is_accumulated_in_float32():
+    images, captions = (embeddings(s) for s in random_sets())
+    half = lambda e: e.replace(tokens=e.tokens.astype(jnp.bfloat16))
+    score = lambda i, c: alignment_score(i, c, mode="MrSw")
+    ours = score_matrix(score, half(images), half(captions))
+    assert ours.dtype == jnp.float32
+    exact = score_matrix(
+        score,
+        half(images).replace(tokens=half(images).tokens.astype("float32")),
+        half(captions).replace(tokens=half(captions).tokens.astype("float32")),
+    )
+    np.testing.assert_allclose(ours, exact, atol=1e-6)

@@ -1,0 +1,221 @@
+"""The program as its users run it: train, stop, resume, evaluate, export, and mistakes."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from xmodal_jax import export
+
+ROOT = Path(__file__).parents[1]
+
+STEPS = 30
+CONFIG = f"""
+from configs import demo
+
+def get_config(variant="teran"):
+    config = demo.get_config(variant)
+    config.data.dir = "DATA"
+    config.data.synthetic_sizes.update(train=64, dev=24, test=24)
+    config.model.text.update(num_layers=1, width=16, num_heads=2, mlp_dim=16, dropout=0.1)
+    config.model.update(region_layers=1, embed_dim=16, num_heads=2, mlp_dim=16, dropout=0.1)
+    config.augment.update(region_dropout=0.1, token_masking=0.1)
+    config.train.update(steps={STEPS}, batch_size=16, log_every=1)
+    config.train.update(evaluate_every=10, checkpoint_every=5)
+    config.evaluate.batch_size = 8
+    return config
+"""
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("main")
+    path = directory / "tiny.py"
+    path.write_text(CONFIG.replace("DATA", str(directory / "data")))
+    return path
+
+
+def command(config, workdir, *arguments):
+    return [
+        sys.executable, "-m", "xmodal_jax.main", f"--config={config}", f"--workdir={workdir}",
+        *arguments,
+    ]  # fmt: skip
+
+
+def run(config, workdir, *arguments, expect=0):
+    done = subprocess.run(
+        command(config, workdir, *arguments), cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == expect, done.stdout + done.stderr
+    return done
+
+
+def final_state(workdir):
+    manager = ocp.CheckpointManager(workdir.absolute() / "checkpoints")
+    assert manager.latest_step() == STEPS
+    return manager.restore(STEPS, args=ocp.args.StandardRestore())
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    run(config, workdir)
+    return workdir
+
+
+def wait_for_line(process, workdir, step):
+    log = workdir / "metrics.jsonl"
+    for _ in range(1200):
+        if process.poll() is not None:
+            pytest.fail(f"the run ended by itself: {process.communicate()}")
+        if log.exists() and len(log.read_text().splitlines()) >= step:
+            return
+        time.sleep(0.1)
+    pytest.fail(f"no {step} lines in {log} after two minutes")
+
+
+def assert_same_run(workdir, finished):
+    ours, theirs = final_state(workdir), final_state(finished)
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    assert (workdir / "metrics.jsonl").read_bytes() == (finished / "metrics.jsonl").read_bytes()
+
+
+def test_kill_nine_thrice_and_resume_is_bit_exact(config, finished, tmp_path):
+    workdir = tmp_path / "killed"
+    # Random moments, but those of the last failure can be run again.
+    lines = sorted(np.random.default_rng(int(time.time())).choice(np.arange(2, STEPS), 3, False))
+    print("killed once the log had lines:", lines)
+    for line in lines:
+        process = subprocess.Popen(
+            command(config, workdir), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        wait_for_line(process, workdir, line)
+        process.kill()
+        process.wait()
+    done = run(config, workdir)
+    assert "continuing from step" in done.stdout
+    assert_same_run(workdir, finished)
+
+
+def test_sigterm_saves_and_the_same_command_continues(config, finished, tmp_path):
+    workdir = tmp_path / "stopped"
+    process = subprocess.Popen(
+        command(config, workdir), cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    wait_for_line(process, workdir, 3)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and "stopped by SIGTERM at step" in output
+    stopped = int(output.split("at step ")[1].split(";")[0])
+    assert f"continuing from step {stopped}" in run(config, workdir).stdout
+    assert_same_run(workdir, finished)
+
+
+def test_the_log_has_every_step_and_the_loss_falls(finished):
+    rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    losses = {row["step"]: row["loss"] for row in rows if "loss" in row}
+    assert sorted(losses) == list(range(1, STEPS + 1))
+    assert np.mean([losses[s] for s in range(25, 31)]) < np.mean([losses[s] for s in range(1, 7)])
+    found = [row for row in rows if "dev/rsum" in row]
+    assert [row["step"] for row in found] == [10, 20, 30]
+    for row in found:
+        recalls = [row[f"dev/{d}/r{k}"] for d in ("i2t", "t2i") for k in (1, 5, 10)]
+        assert row["dev/rsum"] == pytest.approx(sum(recalls))
+
+
+def test_a_finished_run_does_nothing_more(config, finished):
+    before = (finished / "metrics.jsonl").read_bytes()
+    run(config, finished)
+    assert (finished / "metrics.jsonl").read_bytes() == before
+
+
+def test_evaluate_takes_the_best_step(config, finished):
+    done = run(config, finished, "--mode=evaluate")
+    rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    best = max((row for row in rows if "dev/rsum" in row), key=lambda row: row["dev/rsum"])
+    written = json.loads((finished / "evaluation_dev_full.json").read_text())
+    assert written["step"] == best["step"] and f"step {best['step']}" in done.stdout
+    for name, value in written["metrics"].items():
+        assert value == pytest.approx(best["dev/" + name])
+    run(config, finished, "--mode=evaluate", "--config.evaluate.split=test")
+    assert (finished / "evaluation_test_full.json").exists()
+
+
+def test_export_encodes_and_scores(config, finished):
+    from data_pipeline import input_pipeline, region_captions
+
+    run(config, finished, "--mode=export")
+    model = export.load(finished / "export")
+    dataset = region_captions.open_dataset(config.parent / "data", "scenes")
+    images = next(input_pipeline.image_batches(dataset, split="dev", batch_size=24, max_regions=16))
+    captions = next(
+        input_pipeline.caption_batches(
+            dataset, split="dev", tokenizer=model.tokenizer, batch_size=120, max_tokens=26
+        )
+    )
+    encoded = model.encode_image(images["regions"], images["boxes"], images["region_mask"])
+    texts = next(iter(dataset.as_dataset(split="dev").take(1)))["captions"].numpy()
+    first = model.encode_text([text.decode() for text in texts])
+    scores = model.scores(encoded, first)
+    # The same pairs by an independent path: numpy over the embeddings.
+    regions, words = np.asarray(encoded.tokens), np.asarray(first.tokens)
+    for i in range(3):
+        for c in range(len(texts)):
+            sim = regions[i][np.asarray(encoded.mask[i])] @ words[c][np.asarray(first.mask[c])].T
+            np.testing.assert_allclose(scores[i, c], sim.max(0).mean(), atol=1e-5)
+    assert captions["tokens"].shape == (120, 26)
+    with pytest.raises(ValueError, match="this model takes"):
+        model.encode_image(images["regions"][..., :5], images["boxes"])
+
+
+MISTAKES = {
+    "config_key": (["--config.train.stepps=3"], "stepps"),
+    "no_variant": (["--config=configs/demo.py:teram"], "variant 'teram' is not known"),
+    "batch": (["--config.train.batch_size=1000"], "batch_size=1000"),
+    "data": (["--config.data.name=nothing", "--config.data.build_synthetic=False"], "build"),
+    "loss": (["--config.loss.kind=triplet"], "loss.kind='triplet'"),
+    "mode": (["--mode=tran"], "tran"),
+    "split": (["--mode=evaluate", "--config.evaluate.split=val"], "val"),
+    "weights": (["--config.init_from=none.safetensors"], "none.safetensors does not exist"),
+    "untrained": (["--mode=evaluate"], "has no checkpoint"),
+    "export": (["--config.init_from=configs"], "is not an export"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_is_one_line(config, finished, tmp_path, case):
+    arguments, said = MISTAKES[case]
+    done = run(
+        config, tmp_path / "w", *arguments, expect=2 if case not in ("config_key", "mode") else 1
+    )
+    assert said in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+    if done.returncode == 2:
+        assert done.stderr.splitlines()[-1].startswith("error: ")
+
+
+def test_a_workdir_of_another_configuration_is_refused(config, finished):
+    done = run(config, finished, "--config.optimizer.learning_rate=0.5", expect=2)
+    assert "optimizer.learning_rate=0.001, not 0.5" in done.stderr
+    # The evaluation's fields may change.
+    assert (finished / "config.json").exists()
+
+
+def test_non_finite_loss_stops_with_step_and_images(config, tmp_path):
+    done = run(
+        config,
+        tmp_path / "w",
+        "--config.optimizer.learning_rate=1e30",
+        "--config.optimizer.clip_norm=0",
+        "--config.optimizer.warmup_steps=0",
+        expect=2,
+    )
+    assert "the update was not applied" in done.stderr
+    assert "at step" in done.stderr and "images:" in done.stderr

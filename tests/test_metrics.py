@@ -1,0 +1,99 @@
+"""Ranks and recalls against enumeration, the protocols against slices made by hand."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from xmodal_jax.retrieval import metrics
+
+
+def enumerated_rank(scores, positive):
+    """Mean over all orders of the tied items of the position of the first positive."""
+    found = []
+    for order in itertools.permutations(range(len(scores))):
+        if all(scores[a] >= scores[b] for a, b in itertools.pairwise(order)):
+            found.append(next(k for k, item in enumerate(order) if positive[item]))
+    return np.mean(found)
+
+
+def test_ranks_equal_enumeration_with_ties():
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        scores = rng.integers(0, 3, size=(1, 6)).astype(float)
+        ids = rng.integers(0, 2, size=6)
+        if not (ids == 1).any():
+            continue
+        ours = metrics.ranks(scores, np.array([1]), ids)[0]
+        assert ours == pytest.approx(enumerated_rank(scores[0], ids == 1))
+
+
+def test_equal_scores_give_chance_not_success():
+    ids = np.arange(50)
+    found = metrics.retrieval_metrics(np.ones((50, 50)), ids, ids)
+    assert found["i2t/r1"] == 0 and found["i2t/r10"] == 0
+    assert found["t2i/mean_rank"] == 25.5
+
+
+def test_summary_by_hand():
+    found = metrics.summary(np.array([0.0, 4.0, 5.0, 9.0, 100.0, 200.0]))
+    assert found["r1"] == pytest.approx(100 / 6)
+    assert found["r5"] == pytest.approx(200 / 6)
+    assert found["r10"] == pytest.approx(400 / 6)
+    assert found["median_rank"] == 8 and found["mean_rank"] == 54
+
+
+def test_metrics_equal_sorting():
+    rng = np.random.default_rng(1)
+    images, captions = np.arange(20) * 7, np.repeat(np.arange(20) * 7, 5)
+    scores = rng.normal(size=(20, 100)) + 1.5 * (images[:, None] == captions)
+    found = metrics.retrieval_metrics(scores, images, captions)
+    i2t = [
+        min(np.flatnonzero(captions[np.argsort(-row)] == images[i])) for i, row in enumerate(scores)
+    ]
+    t2i = [list(images[np.argsort(-scores[:, c])]).index(captions[c]) for c in range(100)]
+    for side, ranks in (("i2t", i2t), ("t2i", t2i)):
+        for k in (1, 5, 10):
+            assert found[f"{side}/r{k}"] == pytest.approx(100 * np.mean(np.array(ranks) < k))
+        assert found[f"{side}/mean_rank"] == pytest.approx(np.mean(ranks) + 1)
+    recalls = [v for k, v in found.items() if "/r" in k and "rank" not in k]
+    assert found["rsum"] == pytest.approx(sum(recalls))
+
+
+def test_five_folds_are_consecutive_and_averaged():
+    rng = np.random.default_rng(2)
+    images, captions = np.arange(10), np.repeat(np.arange(10), 5)
+    scores = rng.normal(size=(10, 50)) + (images[:, None] == captions)
+    ours = metrics.protocol_metrics(scores, images, captions, "5fold")
+    parts = [
+        metrics.retrieval_metrics(
+            scores[k : k + 2, 5 * k : 5 * k + 10], images[k : k + 2], captions[5 * k : 5 * k + 10]
+        )
+        for k in range(0, 10, 2)
+    ]
+    for name, value in ours.items():
+        assert value == pytest.approx(np.mean([part[name] for part in parts]))
+    with pytest.raises(ValueError, match="not 9; use full"):
+        metrics.protocol_metrics(scores[:9], images[:9], captions, "5fold")
+
+
+def test_a_score_that_is_not_finite_is_named():
+    scores = np.zeros((2, 3))
+    scores[1, 2] = np.nan
+    with pytest.raises(ValueError, match=r"query 1 \(image 8\) with target 2 \(image 8\) is nan"):
+        metrics.ranks(scores, np.array([7, 8]), np.array([7, 7, 8]))
+
+
+def test_a_query_without_a_positive_is_named():
+    with pytest.raises(ValueError, match="query 0.*image 9"):
+        metrics.ranks(np.zeros((1, 2)), np.array([9]), np.array([1, 2]))
+
+
+def test_ndcg_by_hand():
+    relevance = np.array([0.0, 1.0, 0.5])
+    gains = 2.0 ** np.array([0.5, 1.0]) - 1
+    expected = (gains[0] / np.log2(2) + gains[1] / np.log2(3)) / (
+        gains[1] / np.log2(2) + gains[0] / np.log2(3)
+    )
+    assert metrics.ndcg(relevance, np.array([2, 1, 0])) == pytest.approx(expected)
+    assert metrics.ndcg(np.zeros(3), np.array([2, 1, 0])) == 0
