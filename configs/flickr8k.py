@@ -50,8 +50,8 @@ def get_config(variant: str = "teran") -> ml_collections.ConfigDict:
     config.optimizer.frozen = (r"^bert/(word|position|token_type|embeddings_norm|layer_[0123]/)",)
     config.optimizer.multipliers = (("^bert/", 0.1),)
 
-    config.train.update(steps=2500, batch_size=128, log_every=25)
-    config.train.update(evaluate_every=250, checkpoint_every=250)
+    config.train.update(steps=2000, batch_size=128, log_every=25)
+    config.train.update(evaluate_every=400, checkpoint_every=200)
     if variant == "tern":
         model.update(score="pooled")
     elif variant != "teran":

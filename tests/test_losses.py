@@ -79,6 +79,14 @@ def test_warm_up_uses_all_negatives_first():
     np.testing.assert_allclose(loss(scores, eye, jnp.int32(10)), losses.hinge_loss(scores, eye))
 
 
+def test_a_nan_score_makes_every_loss_nan():
+    scores = jnp.asarray(SCORES).at[1, 2].set(jnp.nan)
+    for hardest in (True, False):
+        assert np.isnan(losses.hinge_loss(scores, EYE, hardest=hardest))
+    assert np.isnan(losses.info_nce_loss(scores, EYE))
+    assert np.isnan(losses.sigmoid_loss(scores, EYE))
+
+
 def test_tied_negatives_send_the_gradient_to_one():
     grad = jax.grad(losses.hinge_loss)(jnp.zeros((3, 3)), jnp.eye(3, dtype=bool))
     # Each of 3 rows and 3 columns: -1 on its pair, +1 on its first negative.

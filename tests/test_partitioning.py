@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec as P
 
 from configs import common
 from xmodal_jax import optimizer, partitioning, train_state
@@ -71,9 +70,10 @@ def test_all_meshes_give_the_same_losses():
         losses, state = run_steps(partitioning.make_mesh(data, model), rules)
         np.testing.assert_allclose(losses, expected, rtol=2e-5)
         kernel = state.params["bert"]["layer_0"]["mlp_in"]["kernel"]
-        assert kernel.sharding.spec == (P("data", "model") if rules else P())
         moment = state.opt_state[1].mu["bert"]["layer_0"]["mlp_in"]["kernel"]
-        assert moment.sharding.spec == kernel.sharding.spec
+        share = 8 * 16 // (4 if rules else 1)
+        for array in (kernel, moment):
+            assert {shard.data.size for shard in array.addressable_shards} == {share}
 
 
 def test_mistakes_name_the_thing_and_the_remedy():

@@ -15,8 +15,9 @@ from xmodal_jax.errors import UserError
 
 def _violations(scores: jax.Array, own: jax.Array, negative: jax.Array, margin: float) -> jax.Array:
     # where, not maximum: the derivative at exactly 0 is 1, as in the published implementations.
+    # Not cost >= 0: a NaN score has to come out as a NaN loss.
     cost = margin + scores - own
-    return jnp.where(negative & (cost >= 0), cost, 0.0)
+    return jnp.where(negative & ~(cost < 0), cost, 0.0)
 
 
 def _hardest(cost: jax.Array) -> jax.Array:

@@ -44,10 +44,11 @@ class PointingEvaluator:
         """Yields `pointing`, the percentage of linked words with the right region."""
         images = self._encoder.images(params, self._image_batches)
         captions = self._encoder.captions(params, self._caption_batches)
+        every, row_of = _by_image_id(images)
         hits, count = 0, 0
         for block, rows in zip(captions.blocks, captions.rows, strict=True):
-            own = _rows_of(images, rows["image_id"])
-            best = np.asarray(_best_regions(own, block))
+            own = np.array([row_of.get(int(image), 0) for image in rows["image_id"]])
+            best = np.asarray(_best_regions(jax.tree.map(lambda x, r=own: x[r], every), block))
             for i in np.flatnonzero(rows["mask"]):
                 for start, end, region in self._links.get(int(rows["caption_id"][i]), ()):
                     for n in _tokens_between(rows["offsets"][i], start, end):
@@ -63,11 +64,9 @@ def _tokens_between(offsets: np.ndarray, start: int, end: int) -> np.ndarray:
     return np.flatnonzero(inside)
 
 
-def _rows_of(images: Encoded, image_ids: np.ndarray) -> Embeddings:
-    """Embeddings of the images with these ids, in this order; filler gets any row."""
+def _by_image_id(images: Encoded) -> tuple[Embeddings, dict[int, int]]:
+    """All images in host arrays, and the row of each image id."""
     every = jax.tree.map(lambda *x: np.concatenate([np.asarray(v) for v in x]), *images.blocks)
     ids = np.concatenate([row["image_id"] for row in images.rows])
     valid = np.concatenate([row["mask"] for row in images.rows])
-    position = {int(image): k for k, image in enumerate(ids) if valid[k]}
-    rows = np.array([position.get(int(image), 0) for image in image_ids])
-    return jax.tree.map(lambda x: x[rows], every)
+    return every, {int(image): k for k, image in enumerate(ids) if valid[k]}

@@ -105,7 +105,7 @@ class Pooling(nn.Module):
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
         """x [B, N, D], mask [B, N] bool -> [B, D], not normalised."""
         width = x.shape[-1]
-        weights = mask[..., None].astype(x.dtype)
+        weights = jnp.asarray(mask, x.dtype)[..., None]
         if self.kind == "first":
             return x[:, 0]
         if self.kind == "mean":

@@ -90,9 +90,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise UserError(
-            f"{path} is not a whole safetensors file ({error}); copy it again"
-        ) from error
+        raise UserError(f"{path} is no whole safetensors file ({error}); copy it again") from error
 
 
 def _read_torch(path: Path) -> dict[str, np.ndarray]:
@@ -107,9 +105,10 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         try:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
-            reason = str(error).splitlines()[0]
+            # Without torch's own advice, which is to run whatever the file says.
             raise UserError(
-                f"{path} is not a checkpoint that can be read safely: {reason}"
+                f"{path} can't be read safely: it is damaged, or holds more than tensors and "
+                "options; copy it again, or save its tensors as safetensors"
             ) from error
     state = checkpoint.get("model", checkpoint)
     return {name: tensor.float().numpy() for name, tensor in state.items()}

@@ -21,7 +21,12 @@ class Embeddings:
 
 
 def l2_normalize(x: jax.Array, epsilon: float = 1e-12) -> jax.Array:
-    """Returns x / max(||x||, epsilon) over the last axis, with finite gradients at x = 0."""
-    squared = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+    """Returns x / max(||x||, epsilon) over the last axis, with finite gradients at x = 0.
+
+    The norm is taken in float32 at least, so that bfloat16 vectors come out as unit ones.
+    """
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    squared = jnp.sum(jnp.square(wide), axis=-1, keepdims=True)
     tiny = squared <= epsilon * epsilon
-    return x / jnp.where(tiny, epsilon, jnp.sqrt(jnp.where(tiny, 1.0, squared)))
+    norm = jnp.where(tiny, epsilon, jnp.sqrt(jnp.where(tiny, 1.0, squared)))
+    return (wide / norm).astype(x.dtype)
