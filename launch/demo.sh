@@ -4,7 +4,6 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash launch/install.sh
-export TF_CPP_MIN_LOG_LEVEL="${TF_CPP_MIN_LOG_LEVEL:-2}"
 .venv/bin/python -m xmodal_jax.main --config=configs/demo.py:mean_pooled
 .venv/bin/python -m xmodal_jax.main --config=configs/demo.py
 .venv/bin/python -m xmodal_jax.results runs/demo-mean_pooled runs/demo

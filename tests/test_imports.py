@@ -13,8 +13,8 @@ LAYERS = [
     ["ops", "losses", "augment", "retrieval", "partitioning", "metric_writer", "optimizer"],
     ["models"],
     ["train_state", "train_step", "checkpoint"],
-    ["evaluators", "export", "visualize"],
-    ["experiment"],
+    ["evaluators", "export"],
+    ["experiment", "command_line"],
     ["train", "evaluate", "results"],
     ["main"],
 ]

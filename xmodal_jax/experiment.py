@@ -21,6 +21,7 @@ from xmodal_jax.evaluators.pointing import PointingEvaluator
 from xmodal_jax.evaluators.retrieval import RetrievalEvaluator
 from xmodal_jax.models import build_model, pretrained
 from xmodal_jax.models.batch import batch_spec
+from xmodal_jax.retrieval.metrics import PROTOCOLS
 
 # Changing these does not change what a run computes, so that a workdir admits it.
 _FREE_FIELDS = ("evaluate",)
@@ -48,6 +49,14 @@ class Experiment:
         partitioning.check_batch_size(config.train.batch_size, mesh, "train.batch_size")
         partitioning.check_batch_size(config.evaluate.batch_size, mesh, "evaluate.batch_size")
         dataset = open_dataset(config.data)
+        # Now, and not at the first evaluation, hours later.
+        for split in (config.data.train_split, config.evaluate.split):
+            region_captions.split_info(dataset, split)
+        if config.evaluate.protocol not in PROTOCOLS:
+            raise UserError(
+                f"evaluate.protocol={config.evaluate.protocol!r} is not known; "
+                f"use {' or '.join(PROTOCOLS)}"
+            )
         width = input_pipeline.feature_width(dataset)
         counts = dataset.info.metadata["word_counts"]
         tokenizer = make_tokenizer(config.data.tokenizer, counts, config.data.min_word_count)

@@ -10,13 +10,16 @@ can be set as --config.section.field=value; configs/common.py lists all fields. 
 the same workdir continues a run that was stopped.
 """
 
+import os
 import sys
 from pathlib import Path
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from data_pipeline.errors import DataError
+from xmodal_jax.command_line import parse_flags
 from xmodal_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -45,6 +48,9 @@ def run() -> None:
     # Late, so that --help and mistakes in flags answer at once.
     from xmodal_jax import evaluate, train
 
+    # Fake CPU devices share one thread pool: two programs in flight may wait for each other.
+    if "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
     # The libraries report every file they write at INFO; --verbosity=0 shows that.
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
@@ -58,16 +64,10 @@ def run() -> None:
         evaluate.export(_CONFIG.value, _workdir())
 
 
-def _main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise UserError(f"argument {argv[1]!r} is not known; every option starts with --")
-    run()
-
-
 def main() -> None:
     """Entry point: a user's mistake is one line and exit code 2, no traceback."""
     try:
-        app.run(_main)
+        app.run(lambda _: run(), flags_parser=parse_flags)
     except (UserError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from xmodal_jax.errors import UserError
+
 Params = Any
 
 
@@ -64,7 +66,7 @@ def replace_params(state: TrainState, loaded: Params, shardings: TrainState) -> 
         if isinstance(new, dict):
             return {k: merge(v, new[k], where[k]) if k in new else v for k, v in old.items()}
         if old.shape != new.shape:
-            raise ValueError(f"a loaded parameter has shape {new.shape}, the model {old.shape}")
+            raise UserError(f"a loaded parameter has shape {new.shape}, the model {old.shape}")
         return jax.device_put(jnp.asarray(new, old.dtype), where)
 
     params = merge(state.params, loaded, shardings.params)

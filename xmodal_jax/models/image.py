@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from xmodal_jax.errors import UserError
 from xmodal_jax.models.layers import Dtype, Mlp, Transformer
 
 BOX_ENCODINGS = ("concat-and-process", "project-and-sum", "none")
@@ -37,7 +38,7 @@ class BoxEncoding(nn.Module):
             return regions + nn.Dense(width, dtype=self.dtype, name="dense")(geometry)
         if self.kind == "none":
             return regions
-        raise ValueError(f"box_encoding {self.kind!r} is not one of {', '.join(BOX_ENCODINGS)}")
+        raise UserError(f"box_encoding {self.kind!r} is not one of {', '.join(BOX_ENCODINGS)}")
 
 
 class RegionEncoder(nn.Module):

@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from xmodal_jax.errors import UserError
+
 Dtype = Any
 ACTIVATIONS = {
     "relu": jax.nn.relu,
@@ -123,4 +125,4 @@ class Pooling(nn.Module):
             start = jnp.zeros((x.shape[0], width), x.dtype)
             run = nn.RNN(cell, return_carry=True)
             return run(x, initial_carry=start, seq_lengths=jnp.sum(mask, 1))[0]
-        raise ValueError(f"pooling {self.kind!r} is not one of {', '.join(POOLINGS)}")
+        raise UserError(f"pooling {self.kind!r} is not one of {', '.join(POOLINGS)}")

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from xmodal_jax.errors import UserError
 from xmodal_jax.ops.embeddings import Embeddings
 
 PairScorer = Callable[[Embeddings, Embeddings], jax.Array]
@@ -105,7 +106,7 @@ def alignment_score(
         return jnp.sum(jnp.where(valid, sim, 0.0)) / count
     if mode == "scan-sentences":
         return _attended_sentences(sim, valid, image, caption)
-    raise ValueError(f"alignment mode {mode!r} is not one of {', '.join(MODES)}")
+    raise UserError(f"alignment mode {mode!r} is not one of {', '.join(MODES)}")
 
 
 def pooled_score(image: Embeddings, caption: Embeddings) -> jax.Array:

@@ -9,7 +9,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from xmodal_jax.errors import UserError
+
 RECALL_AT = (1, 5, 10)
+PROTOCOLS = ("full", "5fold")
 
 
 def _first_positive_rank(scores: np.ndarray, positive: np.ndarray) -> float:
@@ -30,12 +33,12 @@ def ranks(scores: np.ndarray, query_ids: np.ndarray, target_ids: np.ndarray) -> 
       query_ids: [Q] image id of each query; target_ids: [T]; equal ids are a positive pair.
 
     Raises:
-      ValueError: a score is not finite, or a query has no positive; the message names it.
+      UserError: a score is not finite, or a query has no positive; the message names it.
     """
     bad = np.argwhere(~np.isfinite(scores))
     if len(bad):
         q, t = bad[0]
-        raise ValueError(
+        raise UserError(
             f"score of query {q} (image {query_ids[q]}) with target {t} (image {target_ids[t]}) "
             f"is {scores[q, t]}; {len(bad)} scores are not finite"
         )
@@ -43,7 +46,7 @@ def ranks(scores: np.ndarray, query_ids: np.ndarray, target_ids: np.ndarray) -> 
     for q, row in enumerate(scores):
         positive = target_ids == query_ids[q]
         if not positive.any():
-            raise ValueError(f"query {q} (image {query_ids[q]}) has no positive target")
+            raise UserError(f"query {q} (image {query_ids[q]}) has no positive target")
         out[q] = _first_positive_rank(row, positive)
     return out
 
@@ -90,14 +93,14 @@ def protocol_metrics(
     COCO's 5,000 test images give five folds of 1,000.
 
     Raises:
-      ValueError: an unknown protocol, or a number of images that five does not divide.
+      UserError: an unknown protocol, or a number of images that five does not divide.
     """
     if protocol == "full":
         return retrieval_metrics(scores, image_ids, caption_image_ids)
     if protocol != "5fold":
-        raise ValueError(f"protocol {protocol!r} is not known; use full or 5fold")
+        raise UserError(f"protocol {protocol!r} is not known; use full or 5fold")
     if len(image_ids) % 5:
-        raise ValueError(
+        raise UserError(
             f"protocol 5fold needs a multiple of 5 images, not {len(image_ids)}; use full"
         )
     parts = []
