@@ -1,0 +1,12 @@
+"""From features and captions on disk to padded numpy batches; knows neither JAX nor the models.
+
+`sources` and `synthetic` yield records, `region_captions` writes them as a TFDS dataset (`build` is
+its command line), `tokenizer` turns captions into ids, `input_pipeline` reads it all as batches.
+TensorFlow is imported by `region_captions`, `build`, `decoding` and `input_pipeline` only.
+"""
+
+import os
+
+# TensorFlow reads files here and computes nothing: no oneDNN kernels, and none of their notices.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

@@ -1,0 +1,121 @@
+"""Reading and checking the values of feature files: every mistake in them becomes one line.
+
+`where` is the place that a message names, such as `precomp, split train, row 12`.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from data_pipeline.errors import DataError
+
+Relation = tuple[int, str, int, float]  # Subject region, predicate, object region, confidence.
+
+
+def open_array(path: Path) -> np.ndarray:
+    """A .npy file, mapped and not read; no pickle is ever loaded."""
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing; add it or choose other --splits") from None
+    except (ValueError, EOFError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(
+            f"{path} is not a whole .npy file of numbers ({reason}); copy it again"
+        ) from None
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a UTF-8 file, stripped; the last one need not end."""
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing; add it or choose other --splits") from None
+    if lines[-1] == b"":
+        lines.pop()  # What follows the last line's end is not a line.
+    texts = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            texts.append(line.decode("utf-8").strip())
+        except UnicodeDecodeError:
+            raise DataError(
+                f"{path} line {number} is not UTF-8; convert the file, e.g. with iconv"
+            ) from None
+    return texts
+
+
+def parse_integer(text: str, path: Path, number: int) -> int:
+    """The image id on a line."""
+    try:
+        return int(text)
+    except ValueError:
+        raise DataError(
+            f"{path} line {number}: id {text!r} is not an integer; write integers, or remove the "
+            "file to number the images by row"
+        ) from None
+
+
+def half_precision(row: np.ndarray, where: str) -> np.ndarray:
+    """[R, F] floats as float16; DataError for what is not finite there."""
+    with np.errstate(over="ignore"):
+        half = row.astype(np.float16)
+    if not np.isfinite(half).all():
+        region, column = np.argwhere(~np.isfinite(half))[0]
+        raise DataError(
+            f"{where}, region {region}: feature value {row[region, column]} in column {column} is "
+            "not a finite float16 (at most 65504); extract the image again or rescale the features"
+        )
+    return half
+
+
+def normalised_boxes(boxes: np.ndarray, size: np.ndarray, where: str) -> np.ndarray:
+    """[R, 4] pixels to float32 0..1; a box may leave its image by one pixel, and is clipped."""
+    if (size <= 0).any():
+        raise DataError(
+            f"{where}: image size {size.tolist()} is not positive; correct img_sizes.npy"
+        )
+    limits = np.tile(size, 2).astype(np.float32)
+    boxes = boxes.astype(np.float32)
+    inside = np.isfinite(boxes) & (boxes >= -1) & (boxes <= limits + 1)
+    ordered = (boxes[:, 2] >= boxes[:, 0]) & (boxes[:, 3] >= boxes[:, 1])
+    wrong = np.flatnonzero(~(inside.all(axis=1) & ordered))
+    if wrong.size:
+        raise DataError(
+            f"{where}, region {wrong[0]}: box {boxes[wrong[0]].tolist()} is not x1, y1, x2, y2 in "
+            f"an image of {size[0]} x {size[1]} pixels; correct boxes.npy or img_sizes.npy"
+        )
+    return np.clip(boxes / limits, 0, 1)
+
+
+def parse_relations(line: str, path: Path, number: int) -> list[Relation]:
+    """The relations of a scene graph, one JSON object; their confidence is 1 if not given."""
+    try:
+        relations = []
+        for subject, predicate, target, *score in json.loads(line)["relations"]:
+            if not isinstance(predicate, str):
+                raise TypeError
+            confidence = float(score[0]) if score else 1.0
+            relations.append((int(subject), predicate, int(target), confidence))
+        return relations
+    except (ValueError, KeyError, TypeError):
+        raise DataError(
+            f'{path} line {number} is not a JSON object with "relations": [[region, "predicate", '
+            "region, confidence], ...]; write the file again"
+        ) from None
+
+
+def encode_relations(
+    relations: list[Relation], predicate_ids: dict[str, int], regions: int, where: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """A graph's relations as int32 [E, 3] and their confidences as float32 [E]."""
+    triples, scores = [], []
+    for subject, predicate, target, confidence in relations:
+        if not (0 <= subject < regions and 0 <= target < regions):
+            raise DataError(
+                f"{where}: relation {subject} {predicate!r} {target} names a region that is not in "
+                f"0..{regions - 1}; write scene_graphs.jsonl for these regions"
+            )
+        triples.append((subject, predicate_ids[predicate], target))
+        scores.append(confidence)
+    return np.array(triples, np.int32).reshape(-1, 3), np.array(scores, np.float32)

@@ -1,0 +1,287 @@
+"""Batches of numpy arrays from a dataset: endless shuffled ones to train, ordered ones to evaluate.
+
+The position in the training stream is (seed, epoch, step) and nothing else: whoever starts at step
+k gets what an uninterrupted run gets from step k on. Records stay serialized until they are in
+their batch; arrays are cut or padded to the batch's shape while they are decoded, captions are
+tokenised in Python. Keys of a batch, with B rows, R regions of width F, W tokens:
+
+    regions        f16 [B, R, F]   zero padded        tokens       i32 [B, W]
+    boxes          f32 [B, R, 4]   in 0..1            token_mask   bool [B, W]
+    region_mask    bool [B, R]                        image_id     i64 [B]    below 2^31
+    object_labels  i32 [B, R]      -1 where absent    caption_id   i64 [B]
+    mask           bool [B]        False on filler rows, which only evaluation has
+
+`caption_id` is the running number of a caption in its split, in `index` order, in training too.
+"""
+
+import os
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import absl.logging
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from data_pipeline.decoding import caption_fields, make_parser
+from data_pipeline.errors import DataError
+from data_pipeline.region_captions import find_damage, split_info
+from data_pipeline.tokenizer import Tokenizer
+
+Batch = dict[str, np.ndarray]
+
+_IMAGE_FIELDS = ("image_id", "regions", "boxes", "object_labels")
+_CAPTION_FIELDS = ("image_id", "first_caption", "captions")
+_OPEN_FILES = 8  # Shards read in turn. Fixed: the order of the records depends on it.
+_CAPTION_RECORDS = 256  # Records parsed at a time where only captions are wanted.
+
+
+class Links(NamedTuple):
+    """L known word-to-region links: caption_id, characters start to end (exclusive), region."""
+
+    caption_id: np.ndarray
+    start: np.ndarray
+    end: np.ndarray
+    region: np.ndarray
+
+
+def num_examples(builder: tfds.core.DatasetBuilder, split: str) -> int:
+    """Number of records, that is of images, of a split."""
+    return split_info(builder, split).num_examples
+
+
+def feature_width(builder: tfds.core.DatasetBuilder) -> int:
+    """F, the width of the region features of all splits."""
+    return builder.info.features["regions"].shape[-1]
+
+
+def steps_per_epoch(builder: tfds.core.DatasetBuilder, split: str, batch_size: int) -> int:
+    """Whole batches in a pass over the split; DataError where there is none."""
+    count = num_examples(builder, split)
+    if not 1 <= batch_size <= count:
+        raise DataError(
+            f"batch_size={batch_size} does not fit split {split!r} of {builder.info.full_name}, "
+            f"which has {count} images; use 1 to {count}"
+        )
+    return count // batch_size
+
+
+def train_batches(
+    builder: tfds.core.DatasetBuilder,
+    *,
+    split: str,
+    tokenizer: Tokenizer,
+    batch_size: int,
+    seed: int,
+    start_step: int,
+    max_regions: int,
+    max_tokens: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    shuffle_buffer: int = 4096,
+) -> Iterator[Batch]:
+    """Endless training batches, one caption drawn an image; a function of the arguments alone.
+
+    Every epoch is shuffled anew and drops the remainder. In n successive epochs an image with n
+    captions shows each of them once.
+
+    Args:
+        batch_size: rows of the global batch; this process gets batch_size / process_count of them.
+        start_step: number of batches to skip.
+        max_regions: R; images with more regions lose the last ones (the best come first).
+        max_tokens: W, special tokens included.
+        process_index, process_count: processes take every process_count-th row of one stream, so
+            that a global batch has the same images however many processes share it.
+        shuffle_buffer: records, still serialized, among which the next one is drawn.
+    """
+    steps = steps_per_epoch(builder, split, batch_size)
+    if batch_size % process_count:
+        raise DataError(
+            f"batch_size={batch_size} is not divisible by the {process_count} processes; use "
+            f"{batch_size // process_count * process_count or process_count}"
+        )
+    parse = make_parser(builder.info.features, (*_IMAGE_FIELDS, *_CAPTION_FIELDS), max_regions)
+
+    def epochs() -> Iterator[Batch]:
+        epoch, first = divmod(start_step, steps)
+        while True:
+            truncated = 0
+            records = _shuffled(builder, split, seed, epoch, shuffle_buffer)
+            # Skipped before parsing: a record costs some 50 microseconds.
+            records = records.take(steps * batch_size).skip(first * batch_size)
+            records = records.shard(process_count, process_index)
+            batches = _parsed(records, batch_size // process_count, parse)
+            for batch in _guarded(batches, builder, split):
+                batch, cut = _with_drawn_caption(batch, tokenizer, max_tokens, seed, epoch)
+                truncated += cut
+                yield batch
+            _report_truncated(truncated, f"a pass over {split!r}", max_tokens)
+            epoch, first = epoch + 1, 0
+
+    return epochs()
+
+
+def image_batches(
+    builder: tfds.core.DatasetBuilder, *, split: str, batch_size: int, max_regions: int
+) -> Iterator[Batch]:
+    """Every image once, in `index` order: the image half of a batch, with `mask`.
+
+    The last batch is filled up with copies of its last image, whose mask is False.
+    """
+    parse = make_parser(builder.info.features, _IMAGE_FIELDS, max_regions)
+    batches = _parsed(_in_order(builder, split), batch_size, parse)
+    return (_filled(batch, batch_size) for batch in _guarded(batches, builder, split))
+
+
+def caption_batches(
+    builder: tfds.core.DatasetBuilder,
+    *,
+    split: str,
+    tokenizer: Tokenizer,
+    batch_size: int,
+    max_tokens: int,
+) -> Iterator[Batch]:
+    """Every caption once, in order: tokens, token_mask, image_id, caption_id, mask, and
+
+    caption_number i64 [B], which of its image's captions it is, and offsets i32 [B, W, 2], the
+    characters of every token. Filled up like `image_batches`.
+    """
+    parse = make_parser(builder.info.features, _CAPTION_FIELDS)
+    captions = _parsed(
+        _in_order(builder, split), _CAPTION_RECORDS, lambda x: caption_fields(parse(x))
+    )
+    truncated = 0
+    for batch in _guarded(captions.rebatch(batch_size), builder, split):
+        encoded = tokenizer.encode(_texts(batch.pop("captions")), max_tokens)
+        truncated += encoded.truncated
+        batch |= {"tokens": encoded.ids, "token_mask": encoded.mask, "offsets": encoded.offsets}
+        yield _filled(batch, batch_size)
+    _report_truncated(truncated, repr(split), max_tokens)
+
+
+def links(builder: tfds.core.DatasetBuilder, split: str) -> Links:
+    """The known word-to-region links of a split (none in most datasets), in caption order."""
+    parse = make_parser(builder.info.features, ("first_caption", "links"))
+    rows = [np.zeros((0, 4), np.int64)]
+    for record in _guarded(_parsed(_in_order(builder, split), 1, parse), builder, split):
+        found = np.frombuffer(record["links"][0], "<i4").reshape(-1, 4).astype(np.int64)
+        found[:, 0] += record["first_caption"][0]
+        rows.append(found)
+    table = np.concatenate(rows)
+    return Links(*table[np.argsort(table[:, 0], kind="stable")].T)
+
+
+def _in_order(builder: tfds.core.DatasetBuilder, split: str) -> tf.data.Dataset:
+    """Serialized records in `index` order."""
+    info = split_info(builder, split)
+    records = tf.data.TFRecordDataset([os.fspath(path) for path in info.filepaths])
+    # A file cut between two records would otherwise pass for a smaller dataset.
+    return records.apply(tf.data.experimental.assert_cardinality(info.num_examples))
+
+
+def _shuffled(
+    builder: tfds.core.DatasetBuilder, split: str, seed: int, epoch: int, buffer: int
+) -> tf.data.Dataset:
+    """Serialized records in the order of one epoch: files permuted, interleaved, then shuffled."""
+    info = split_info(builder, split)
+    rng = np.random.default_rng([seed, epoch])
+    paths = rng.permutation([os.fspath(path) for path in info.filepaths])
+    records = tf.data.TFRecordDataset(paths, num_parallel_reads=_OPEN_FILES)
+    records = records.apply(tf.data.experimental.assert_cardinality(info.num_examples))
+    return records.shuffle(min(buffer, info.num_examples), seed=int(rng.integers(2**31)))
+
+
+def _parsed(records: tf.data.Dataset, batch_size: int, parse: Any) -> tf.data.Dataset:
+    batches = records.batch(batch_size).map(parse, num_parallel_calls=tf.data.AUTOTUNE)
+    options = tf.data.Options()
+    options.deterministic = True
+    return batches.prefetch(2).with_options(options)
+
+
+def _guarded(
+    batches: tf.data.Dataset, builder: tfds.core.DatasetBuilder, split: str
+) -> Iterator[dict[str, Any]]:
+    """The batches; where a file cannot be read, a DataError that names it."""
+    # Looked up here: a generator still open when Python exits finds no modules any more.
+    read_errors = (
+        tf.errors.DataLossError,
+        tf.errors.NotFoundError,
+        tf.errors.FailedPreconditionError,  # From assert_cardinality.
+    )
+    try:
+        yield from batches.as_numpy_iterator()
+    except read_errors:
+        damage = find_damage(builder, split)
+        if damage is None:
+            raise
+        raise DataError(damage) from None
+
+
+def _with_drawn_caption(
+    batch: dict[str, Any], tokenizer: Tokenizer, max_tokens: int, seed: int, epoch: int
+) -> tuple[Batch, int]:
+    """The batch with one caption an image, tokenised, and how many captions were cut."""
+    captions, counts = batch.pop("captions"), batch.pop("caption_count")
+    drawn = drawn_captions(batch["image_id"], counts, seed=seed, epoch=epoch)
+    firsts = np.cumsum(counts) - counts
+    encoded = tokenizer.encode(_texts(captions[firsts + drawn]), max_tokens)
+    batch |= {
+        "tokens": encoded.ids,
+        "token_mask": encoded.mask,
+        "caption_id": batch.pop("first_caption") + drawn,
+        "mask": np.ones(len(drawn), bool),
+    }
+    return batch, encoded.truncated
+
+
+def drawn_captions(
+    image_ids: np.ndarray, counts: np.ndarray, *, seed: int, epoch: int
+) -> np.ndarray:
+    """Which of its captions each image shows in an epoch: a hash of (seed, image) plus the epoch.
+
+    Args:
+        image_ids: int [B].
+        counts: int [B], number of captions of each image.
+
+    Returns:
+        int64 [B] in 0 .. counts - 1.
+    """
+    start = _mix(image_ids.astype(np.uint64) ^ _mix(np.array([seed], np.uint64)))
+    count = counts.astype(np.uint64)
+    return ((start % count + np.uint64(epoch) % count) % count).astype(np.int64)
+
+
+def _mix(values: np.ndarray) -> np.ndarray:
+    """splitmix64 (Steele et al., OOPSLA 2014): every output bit depends on every input bit."""
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+_reported: set[str] = set()
+
+
+def _report_truncated(count: int, what: str, max_tokens: int) -> None:
+    """Warns of captions that were cut, once for each kind of pass over a split."""
+    if count and what not in _reported:
+        _reported.add(what)
+        absl.logging.warning(
+            "%d captions in %s are longer than max_tokens=%d and lose their end",
+            count,
+            what,
+            max_tokens,
+        )
+
+
+def _texts(captions: np.ndarray) -> list[str]:
+    return [caption.decode("utf-8") for caption in captions]
+
+
+def _filled(batch: Batch, batch_size: int) -> Batch:
+    """The batch with its last row repeated up to batch_size: real rows give no NaN in a model."""
+    rows = len(batch["image_id"])
+    filler = np.minimum(np.arange(batch_size), rows - 1)
+    if rows < batch_size:
+        batch = {name: values[filler] for name, values in batch.items()}
+    return batch | {"mask": np.arange(batch_size) < rows}

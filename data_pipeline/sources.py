@@ -1,0 +1,283 @@
+"""Where records come from: the protocol of a source, and the field's file layout.
+
+A source yields one dict an image, whose keys, dtypes and shapes are those of
+`region_captions.schema` (all but `first_caption`); arrays are always present and may be empty.
+`ScanPrecomp` reads the layout that SCAN (Lee et al., ECCV 2018) published and that most image-text
+matching code reads since; `synthetic.SyntheticScenes` draws its own images.
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from data_pipeline.errors import DataError
+from data_pipeline.file_checks import (
+    Relation,
+    encode_relations,
+    half_precision,
+    normalised_boxes,
+    open_array,
+    parse_integer,
+    parse_relations,
+    read_lines,
+)
+
+_REPEATS = 5  # SCAN's dev and test files hold every image row five times, once a caption.
+_USUAL_ORDER = ("train", "dev", "val", "test")
+
+
+class Source(Protocol):
+    """Named splits of records, of one feature width and with one vocabulary."""
+
+    name: str
+
+    @property
+    def labels(self) -> list[str]:
+        """Object classes that `object_labels` count; may be empty."""
+
+    @property
+    def predicates(self) -> list[str]:
+        """Predicates that `relations[:, 1]` count; may be empty."""
+
+    @property
+    def feature_width(self) -> int:
+        """F, the width of every region's feature."""
+
+    def splits(self) -> list[str]:
+        """Names of the splits, in the order in which they are to be written."""
+
+    def count(self, split: str) -> int:
+        """Number of records of the split."""
+
+    def examples(self, split: str) -> Iterator[dict[str, Any]]:
+        """The split's records, in the order of their `index`, which counts from 0."""
+
+
+class ScanPrecomp:
+    """Region features and captions in the layout of SCAN's `*_precomp` directories.
+
+    In DIRECTORY/precomp or in DIRECTORY itself, for every split (N rows, n images, R regions):
+
+        SPLIT_ims.npy            [N, R, F] float features; read row by row, never as a whole
+        SPLIT_caps.txt           UTF-8, one caption a line, those of an image together
+        SPLIT_ids.txt            integer image ids, one a row or one a caption; without the file
+                                 images are numbered by row
+        SPLIT_boxes.npy          [N, R, 4] pixels x1, y1, x2, y2; without it all boxes are 0
+        SPLIT_img_sizes.npy      [N, 2] width, height in pixels; needed by boxes
+        SPLIT_labels.npy         [N, R] object class of a region, as a line number of labels.txt
+        SPLIT_filenames.txt      image files, one a row
+        SPLIT_scene_graphs.jsonl one object a row; "relations": [[subject region, "predicate",
+                                 object region, confidence], ...]; predicates are numbered in
+                                 alphabetical order over all splits
+
+    Only the first two are required; labels.txt lies beside them or in the parent directory. N is n,
+    or 5 n where every image is repeated for each of its captions (SCAN's dev and test files): then
+    it is found out and undone. The optional files may have N or n rows.
+    """
+
+    def __init__(
+        self, directory: str | Path, splits: Sequence[str] | None = None, name: str | None = None
+    ) -> None:
+        """Opens the feature files and checks their shapes; everything else is read by `examples`.
+
+        Args:
+            directory: see above.
+            splits: the splits to read; by default all that have features.
+            name: of the dataset; by default the directory's.
+        """
+        nested = Path(directory) / "precomp"
+        self._directory = nested if nested.is_dir() else Path(directory)
+        self.name = name or Path(directory).resolve().name
+        self._features = {split: self._open_features(split) for split in splits or self._found()}
+        self.labels = self._read_labels()
+
+    def splits(self) -> list[str]:
+        return list(self._features)
+
+    def count(self, split: str) -> int:
+        return len(self._features[split]) // self._step(split)
+
+    @functools.cached_property
+    def feature_width(self) -> int:
+        widths = {split: rows.shape[2] for split, rows in self._features.items()}
+        if len(set(widths.values())) > 1:
+            raise DataError(
+                f"feature widths differ between the splits of {self._directory}: {widths}; "
+                "extract all of them with one model, or choose --splits"
+            )
+        return next(iter(widths.values()))
+
+    @functools.cached_property
+    def predicates(self) -> list[str]:
+        names: set[str] = set()
+        for split in self.splits():
+            for relations in self._graphs(split):
+                names.update(relation[1] for relation in relations)
+        return sorted(names)
+
+    def examples(self, split: str) -> Iterator[dict[str, Any]]:
+        rows, step = self._features[split], self._step(split)
+        captions = self._captions(split)
+        image_ids = self._image_ids(split, len(captions))
+        file_names = self._lines(split, "filenames.txt") or [""] * self.count(split)
+        sizes, boxes = self._array(split, "img_sizes", 2), self._array(split, "boxes", 3)
+        if boxes is not None and sizes is None:
+            raise DataError(
+                f"{self._path(split, 'boxes.npy')} has no {split}_img_sizes.npy beside it, without "
+                "which pixels mean nothing; add it or remove the boxes"
+            )
+        labels = self._array(split, "labels", 2)
+        graphs = self._graphs(split) or [[]] * self.count(split)
+        predicate_ids = {name: number for number, name in enumerate(self.predicates)}
+        per_image = len(captions) // self.count(split)
+        for index in range(self.count(split)):
+            where = f"{self._directory}, split {split}, row {index * step}"
+            regions = half_precision(rows[index * step], where)
+            if step > 1 and (rows[index * step : (index + 1) * step] != rows[index * step]).any():
+                raise DataError(
+                    f"{where}: this and the next {step - 1} rows differ, whereas rows 0 to "
+                    f"{step - 1} are one image; repeat every image {step} times, or none"
+                )
+            size = np.zeros(2, np.int32) if sizes is None else sizes[index].astype(np.int32)
+            relations, scores = encode_relations(graphs[index], predicate_ids, len(regions), where)
+            yield {
+                "image_id": np.int64(image_ids[index]),
+                "index": np.int64(index),
+                "file_name": file_names[index],
+                "size": size,
+                "regions": regions,
+                "boxes": normalised_boxes(boxes[index], size, where)
+                if boxes is not None
+                else np.zeros((len(regions), 4), np.float32),
+                "object_labels": self._object_labels(labels, index, len(regions), where),
+                "relations": relations,
+                "relation_scores": scores,
+                "captions": captions[index * per_image : (index + 1) * per_image],
+                "links": np.zeros((0, 4), np.int32),
+            }
+
+    def _path(self, split: str, ending: str) -> Path:
+        return self._directory / f"{split}_{ending}"
+
+    def _found(self) -> list[str]:
+        found = [p.name.removesuffix("_ims.npy") for p in self._directory.glob("*_ims.npy")]
+        if not found:
+            raise DataError(
+                f"no SPLIT_ims.npy in {self._directory}; give the directory that has them, or the "
+                "one above its precomp/"
+            )
+        usual = [split for split in _USUAL_ORDER if split in found]
+        return usual + sorted(set(found) - set(usual))
+
+    def _open_features(self, split: str) -> np.ndarray:
+        path = self._path(split, "ims.npy")
+        rows = open_array(path)
+        if rows.ndim != 3 or rows.dtype.kind != "f" or 0 in rows.shape:
+            raise DataError(
+                f"{path} is {rows.dtype}{list(rows.shape)}; it must be floats "
+                "[images, regions, feature width]"
+            )
+        return rows
+
+    @functools.cache  # noqa: B019 - a source lives as long as the program that builds from it.
+    def _step(self, split: str) -> int:
+        """Rows an image has: 5 where the first five are the same, which `examples` verifies."""
+        rows = self._features[split]
+        repeated = len(rows) % _REPEATS == 0 and (rows[:_REPEATS] == rows[0]).all()
+        return _REPEATS if repeated else 1
+
+    def _aligned(self, split: str, values: Any, path: Path) -> Any:
+        """One value an image, of values that come one an image or one a row of features."""
+        images, rows = self.count(split), len(self._features[split])
+        if len(values) == images:
+            return values
+        if len(values) == rows:
+            return values[:: self._step(split)]
+        raise DataError(
+            f"{path} has {len(values)} rows and {split}_ims.npy has {rows} ({images} images); "
+            "write both from the same images"
+        )
+
+    def _array(self, split: str, what: str, ndim: int) -> np.ndarray | None:
+        path = self._path(split, f"{what}.npy")
+        if not path.exists():
+            return None
+        array = open_array(path)
+        regions = self._features[split].shape[1]
+        inner = {"boxes": (regions, 4), "img_sizes": (2,), "labels": (regions,)}[what]
+        if array.ndim != ndim or array.shape[1:] != inner:
+            raise DataError(f"{path} has shape {list(array.shape)}; it must be [images, {inner}]")
+        return self._aligned(split, array, path)
+
+    def _lines(self, split: str, ending: str) -> list[str]:
+        path = self._path(split, ending)
+        return self._aligned(split, read_lines(path), path) if path.exists() else []
+
+    def _captions(self, split: str) -> list[str]:
+        path, images = self._path(split, "caps.txt"), self.count(split)
+        captions = read_lines(path)
+        for number, caption in enumerate(captions, start=1):
+            if not caption:
+                raise DataError(f"{path} line {number} is empty; every line must be a caption")
+        if not captions or len(captions) % images:
+            raise DataError(
+                f"{path} has {len(captions)} captions, which is not a multiple of the {images} "
+                f"images of {split}_ims.npy; give every image the same number of lines"
+            )
+        return captions
+
+    def _image_ids(self, split: str, captions: int) -> list[int]:
+        path, images = self._path(split, "ids.txt"), self.count(split)
+        if not path.exists():
+            return list(range(images))
+        lines = read_lines(path)
+        if len(lines) not in (images, len(self._features[split]), captions):
+            raise DataError(
+                f"{path} has {len(lines)} lines for {images} images and {captions} captions; "
+                "it needs one line an image or one a caption"
+            )
+        repeats = len(lines) // images
+        ids = [parse_integer(line, path, number) for number, line in enumerate(lines, start=1)]
+        first: dict[int, int] = {}
+        for number, image_id in enumerate(ids):
+            # The row where an id was first seen must be the row that it is on now.
+            if first.setdefault(image_id, number // repeats) != number // repeats:
+                raise DataError(
+                    f"{path} line {number + 1}: id {image_id} is already that of image "
+                    f"{first[image_id]}; ids must be unique (remove the file to number by row)"
+                )
+        if len(first) != images:
+            raise DataError(
+                f"{path} has {len(first)} different ids for {images} images; write the id of an "
+                f"image on {repeats} successive lines (or remove the file to number by row)"
+            )
+        return ids[::repeats]
+
+    def _read_labels(self) -> list[str]:
+        for path in (self._directory / "labels.txt", self._directory.parent / "labels.txt"):
+            if path.exists():
+                return read_lines(path)
+        return []
+
+    def _object_labels(
+        self, labels: np.ndarray | None, index: int, regions: int, where: str
+    ) -> np.ndarray:
+        if labels is None:
+            return np.zeros(0, np.int32)
+        row = labels[index].astype(np.int32)
+        highest = len(self.labels) if self.labels else np.iinfo(np.int32).max
+        if (row < 0).any() or (row >= highest).any():
+            raise DataError(
+                f"{where}: object label {row[(row < 0) | (row >= highest)][0]} is not a line of "
+                f"labels.txt, which has {len(self.labels)}; use the detector's own list"
+            )
+        return row
+
+    @functools.cache  # noqa: B019
+    def _graphs(self, split: str) -> list[list[Relation]]:
+        path = self._path(split, "scene_graphs.jsonl")
+        lines = enumerate(self._lines(split, "scene_graphs.jsonl"), start=1)
+        return [parse_relations(line, path, number) for number, line in lines]

@@ -1,0 +1,346 @@
+"""Batches: contents against the source's records, position, sharding over processes, damage."""
+
+import itertools
+import shutil
+
+import numpy as np
+import pytest
+
+from data_pipeline import input_pipeline
+from data_pipeline.errors import DataError
+from data_pipeline.input_pipeline import (
+    caption_batches,
+    drawn_captions,
+    feature_width,
+    image_batches,
+    links,
+    num_examples,
+    steps_per_epoch,
+    train_batches,
+)
+from data_pipeline.region_captions import build_dataset, open_dataset
+from data_pipeline.tokenizer import WordTokenizer, find_words
+
+COUNT, BATCH, REGIONS, TOKENS = 43, 8, 4, 6
+STEPS = COUNT // BATCH
+
+
+class Uneven:
+    """COUNT images with 2 to 6 regions, 1 to 4 captions and, on every third, no object labels."""
+
+    name, labels, predicates, feature_width = "uneven", ["thing"], [], 3
+
+    def splits(self):
+        return ["train", "test"]
+
+    def count(self, split):
+        return COUNT if split == "train" else 10
+
+    def examples(self, split):
+        rng = np.random.default_rng(len(split))
+        for index in range(self.count(split)):
+            regions, captions = 2 + index % 5, 1 + index % 4
+            yield {
+                "image_id": np.int64(1000 - 7 * index),
+                "index": np.int64(index),
+                "file_name": "",
+                "size": np.zeros(2, np.int32),
+                "regions": rng.normal(size=(regions, 3)).astype(np.float16),
+                "boxes": rng.uniform(size=(regions, 4)).astype(np.float32),
+                "object_labels": np.arange(regions if index % 3 else 0, dtype=np.int32),
+                "relations": np.zeros((0, 3), np.int32),
+                "relation_scores": np.zeros(0, np.float32),
+                "captions": [f"word{index} is caption number{k}" for k in range(captions)],
+                "links": np.array(
+                    [[k, k, k + 4, index % regions] for k in range(captions)], np.int32
+                ),
+            }
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("data")
+    build_dataset(Uneven(), directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def builder(data_dir):
+    return open_dataset(data_dir, "uneven")
+
+
+@pytest.fixture(scope="module")
+def records():
+    return {int(record["image_id"]): record for record in Uneven().examples("train")}
+
+
+@pytest.fixture(scope="module")
+def first_captions(records):
+    """First caption_id of every image, by counting."""
+    counts = [len(record["captions"]) for record in records.values()]
+    return dict(zip(records, np.cumsum([0, *counts[:-1]]), strict=True))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(builder):
+    return WordTokenizer.from_counts(builder.info.metadata["word_counts"], 1)
+
+
+@pytest.fixture
+def batches(builder, tokenizer):
+    """train_batches with the arguments that most tests share."""
+
+    def make(count, **changes):
+        arguments = {
+            **{"split": "train", "tokenizer": tokenizer, "batch_size": BATCH, "seed": 3},
+            **{"start_step": 0, "max_regions": REGIONS, "max_tokens": TOKENS},
+            **{"shuffle_buffer": 10},
+        }
+        return list(itertools.islice(train_batches(builder, **(arguments | changes)), count))
+
+    return make
+
+
+def assert_same(one, two):
+    assert len(one) == len(two)
+    for a, b in zip(one, two, strict=True):
+        assert a.keys() == b.keys()
+        for key in a:
+            np.testing.assert_array_equal(a[key], b[key], err_msg=key)
+
+
+def check_image(batch, row, record):
+    """The image half of a row against the record, padded here by hand."""
+    kept = min(len(record["regions"]), REGIONS)
+    for r in range(REGIONS):
+        real = r < kept
+        assert batch["region_mask"][row, r] == real
+        np.testing.assert_array_equal(
+            batch["regions"][row, r], record["regions"][r] if real else np.zeros(3)
+        )
+        np.testing.assert_array_equal(
+            batch["boxes"][row, r], record["boxes"][r] if real else np.zeros(4)
+        )
+        labelled = real and len(record["object_labels"]) > r
+        assert batch["object_labels"][row, r] == (record["object_labels"][r] if labelled else -1)
+
+
+def test_training_batches_hold_what_the_records_hold(batches, records, tokenizer, first_captions):
+    for batch in batches(STEPS):
+        for row, image_id in enumerate(batch["image_id"]):
+            record = records[int(image_id)]
+            check_image(batch, row, record)
+            number = batch["caption_id"][row] - first_captions[int(image_id)]
+            expected = tokenizer.encode([record["captions"][number]], TOKENS)
+            np.testing.assert_array_equal(batch["tokens"][row], expected.ids[0])
+            np.testing.assert_array_equal(batch["token_mask"][row], expected.mask[0])
+        assert batch["mask"].all()
+
+
+def test_dtypes_and_shapes_are_the_contract(batches):
+    (batch,) = batches(1)
+    assert {key: (value.dtype.name, value.shape) for key, value in batch.items()} == {
+        "regions": ("float16", (BATCH, REGIONS, 3)),
+        "boxes": ("float32", (BATCH, REGIONS, 4)),
+        "region_mask": ("bool", (BATCH, REGIONS)),
+        "object_labels": ("int32", (BATCH, REGIONS)),
+        "tokens": ("int32", (BATCH, TOKENS)),
+        "token_mask": ("bool", (BATCH, TOKENS)),
+        "image_id": ("int64", (BATCH,)),
+        "caption_id": ("int64", (BATCH,)),
+        "mask": ("bool", (BATCH,)),
+    }
+
+
+def test_an_epoch_shows_no_image_twice_and_epochs_differ(batches, records):
+    stream = batches(3 * STEPS)
+    orders = [
+        np.concatenate([batch["image_id"] for batch in stream[epoch * STEPS : (epoch + 1) * STEPS]])
+        for epoch in range(3)
+    ]
+    for order in orders:
+        assert len(set(order.tolist())) == STEPS * BATCH and set(order.tolist()) <= set(records)
+    assert (orders[0] != orders[1]).any() and (orders[1] != orders[2]).any()
+    assert orders[0].tolist() != sorted(orders[0].tolist())
+
+
+@pytest.mark.parametrize("start", [1, STEPS - 1, STEPS, 2 * STEPS + 2])
+def test_a_late_start_continues_the_same_stream(batches, start):
+    assert_same(batches(STEPS + 1, start_step=start), batches(start + STEPS + 1)[start:])
+
+
+def test_the_seed_decides(batches):
+    assert_same(batches(STEPS + 2), batches(STEPS + 2))
+    one, two = (batches(1, seed=seed)[0]["image_id"].tolist() for seed in (1, 2))
+    assert one != two
+
+
+def test_processes_share_the_global_batch(batches):
+    whole = batches(STEPS + 1)
+    for processes in (2, 4):
+        parts = [
+            batches(STEPS + 1, process_index=i, process_count=processes) for i in range(processes)
+        ]
+        for k, batch in enumerate(whole):
+            for i, part in enumerate(parts):
+                expected = {key: value[i::processes] for key, value in batch.items()}
+                assert_same([part[k]], [expected])
+
+
+def test_n_epochs_show_each_of_n_captions_once(batches, records, first_captions):
+    seen = {image_id: [] for image_id in records}
+    # One batch of all images an epoch: nothing is dropped.
+    for batch in batches(12, batch_size=COUNT):
+        for image_id, caption_id in zip(batch["image_id"], batch["caption_id"], strict=True):
+            seen[int(image_id)].append(int(caption_id - first_captions[int(image_id)]))
+    for image_id, numbers in seen.items():
+        n = len(records[image_id]["captions"])
+        assert all(sorted(numbers[i : i + n]) == list(range(n)) for i in range(0, 12, n))
+
+
+def test_first_captions_are_spread_evenly():
+    drawn = drawn_captions(np.arange(10_000), np.full(10_000, 5), seed=0, epoch=0)
+    shares = np.bincount(drawn, minlength=5) / len(drawn)
+    np.testing.assert_allclose(shares, 0.2, atol=0.015)  # Standard deviation: 0.004.
+    other = drawn_captions(np.arange(10_000), np.full(10_000, 5), seed=1, epoch=0)
+    assert 0.18 < (drawn == other).mean() < 0.22
+
+
+def test_image_batches_are_every_image_once_in_order(builder, records):
+    stream = list(image_batches(builder, split="train", batch_size=BATCH, max_regions=REGIONS))
+    assert all(batch["mask"].shape == (BATCH,) for batch in stream)
+    ids = np.concatenate([batch["image_id"][batch["mask"]] for batch in stream])
+    assert ids.tolist() == list(records)
+    for batch in stream:
+        for row, image_id in enumerate(batch["image_id"]):
+            check_image(batch, row, records[int(image_id)])  # Filler rows are real images.
+    assert stream[-1]["mask"].tolist() == [True] * (COUNT % BATCH) + [False] * (-COUNT % BATCH)
+
+
+def test_caption_batches_are_every_caption_once_in_order(builder, records, tokenizer):
+    stream = list(
+        caption_batches(
+            builder, split="train", tokenizer=tokenizer, batch_size=BATCH, max_tokens=TOKENS
+        )
+    )
+    expected = [
+        (image_id, number, caption)
+        for image_id, record in records.items()
+        for number, caption in enumerate(record["captions"])
+    ]
+    rows = [
+        (int(batch["image_id"][i]), int(batch["caption_number"][i]), batch, i)
+        for batch in stream
+        for i in np.flatnonzero(batch["mask"])
+    ]
+    assert [(row[0], row[1]) for row in rows] == [(entry[0], entry[1]) for entry in expected]
+    assert [int(batch["caption_id"][i]) for _, _, batch, i in rows] == list(range(len(expected)))
+    for (_, _, batch, i), (_, _, caption) in zip(rows, expected, strict=True):
+        spans = batch["offsets"][i, 1:5]
+        assert [caption[start:end] for start, end in spans] == find_words(caption)
+        assert len(batch["tokens"][i]) == TOKENS and batch["token_mask"][i].sum() == 6
+    assert all(len(batch["tokens"]) == BATCH for batch in stream)
+
+
+def test_links_point_from_captions_to_regions(builder, records):
+    expected, caption_id = [], 0
+    for record in records.values():
+        for number, start, end, region in record["links"].tolist():
+            expected.append((caption_id + number, start, end, region))
+        caption_id += len(record["captions"])
+    assert (
+        list(zip(*(column.tolist() for column in links(builder, "train")), strict=True)) == expected
+    )
+
+
+def test_sizes_and_mistakes(builder, batches, tokenizer):
+    assert (num_examples(builder, "train"), feature_width(builder)) == (COUNT, 3)
+    assert steps_per_epoch(builder, "train", BATCH) == STEPS
+    for attempt, what in (
+        (lambda: num_examples(builder, "val"), "no split 'val'; use one of: train, test"),
+        (lambda: batches(1, batch_size=COUNT + 1), "has 43 images; use 1 to 43"),
+        (lambda: batches(1, process_count=3), "batch_size=8 is not divisible by the 3 processes"),
+    ):
+        with pytest.raises(DataError) as caught:
+            attempt()
+        assert what in str(caught.value) and "\n" not in str(caught.value)
+
+
+def flip_byte(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def first_record_end(path):
+    return int.from_bytes(path.read_bytes()[:8], "little") + 16
+
+
+DAMAGE = {
+    "a byte flipped": (flip_byte, "is damaged in the record at byte"),
+    "cut within a record": (
+        lambda path: path.write_bytes(path.read_bytes()[: first_record_end(path) + 20]),
+        "is damaged in the record at byte {first}",
+    ),
+    # TensorFlow takes less than a record's 12 bytes of header for the end of the file.
+    "cut within a header": (
+        lambda path: path.write_bytes(path.read_bytes()[: first_record_end(path) + 7]),
+        "ends at byte {first} after 1 of",
+    ),
+    "cut between records": (
+        lambda path: path.write_bytes(path.read_bytes()[: first_record_end(path)]),
+        "ends at byte {first} after 1 of",
+    ),
+    "removed": (lambda path: path.unlink(), "is missing"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_files_are_named(data_dir, tmp_path, tokenizer, damage):
+    shutil.copytree(data_dir, tmp_path / "data")
+    copy = open_dataset(tmp_path / "data", "uneven")
+    path = copy.data_path / "region_captions-train.tfrecord-00003-of-00008"
+    first = first_record_end(path)
+    change, expected = DAMAGE[damage]
+    change(path)
+    readers = (
+        image_batches(copy, split="train", batch_size=BATCH, max_regions=REGIONS),
+        train_batches(
+            copy,
+            **{"split": "train", "tokenizer": tokenizer, "batch_size": BATCH, "seed": 0},
+            **{"start_step": 0, "max_regions": REGIONS, "max_tokens": TOKENS},
+        ),
+    )
+    for reader in readers:
+        with pytest.raises(DataError) as caught:
+            list(itertools.islice(reader, 10 * STEPS))
+        message = str(caught.value)
+        assert f"{path} {expected.format(first=first)}" in message
+        assert "--overwrite" in message and "\n" not in message
+
+
+def test_other_splits_are_still_read(builder):
+    batches = image_batches(builder, split="test", batch_size=16, max_regions=2)
+    assert [int(batch["mask"].sum()) for batch in batches] == [10]
+
+
+def test_tensorflow_sees_no_accelerator():
+    assert input_pipeline.tf.config.get_visible_devices("GPU") == []
+
+
+def test_truncated_captions_are_counted_and_said_once(builder, caplog, monkeypatch):
+    monkeypatch.setattr(input_pipeline, "_reported", set())
+    tokenizer = WordTokenizer(["is", "caption"])
+    batches = lambda words: caption_batches(
+        builder, split="test", tokenizer=tokenizer, batch_size=4, max_tokens=words + 2
+    )
+    captions = sum(1 + index % 4 for index in range(10))
+    # Every caption has four words.
+    list(batches(4))
+    assert "lose their end" not in caplog.text
+    list(batches(3))
+    list(batches(3))
+    said = [r.message for r in caplog.records if "lose their end" in r.message]
+    assert said == [
+        f"{captions} captions in 'test' are longer than max_tokens=5 and lose their end"
+    ]

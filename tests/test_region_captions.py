@@ -1,0 +1,209 @@
+"""Datasets on disk: what is written comes back, and a part is never taken for the whole."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+from tensorflow_datasets.core import shuffle
+
+from data_pipeline import build as build_program
+from data_pipeline.errors import DataError
+from data_pipeline.region_captions import build_dataset, dataset_path, open_dataset
+from data_pipeline.synthetic import SyntheticScenes
+
+
+class Handmade:
+    """A source of given records; `announced` is what its count() says."""
+
+    labels, predicates, feature_width = ["thing"], ["on"], 2
+
+    def __init__(self, records, name="handmade", announced=None):
+        self.name, self._records = name, records
+        self._announced = len(records) if announced is None else announced
+
+    def splits(self):
+        return ["train", "empty"]
+
+    def count(self, split):
+        return self._announced if split == "train" else 0
+
+    def examples(self, split):
+        yield from self._records
+
+
+def record(index, regions=2, captions=("A dog .", "Dog's dog"), **changes):
+    """A record whose arrays all have different lengths; `changes` replaces keys."""
+    return {
+        "image_id": np.int64(100 + index),
+        "index": np.int64(index),
+        "file_name": f"{index}.jpg",
+        "size": np.array([30, 20], np.int32),
+        "regions": np.full((regions, 2), index, np.float16),
+        "boxes": np.linspace(0, 1, regions * 4, dtype=np.float32).reshape(regions, 4),
+        "object_labels": np.arange(regions, dtype=np.int32),
+        "relations": np.array([[0, 0, 1]] * (index % 3), np.int32).reshape(-1, 3),
+        "relation_scores": np.full(index % 3, 0.5, np.float32),
+        "captions": list(captions),
+        "links": np.array([[1, 0, 3, 0]] * (index % 2), np.int32).reshape(-1, 4),
+    } | changes
+
+
+def test_records_come_back_as_they_went_in(tmp_path):
+    records = [
+        record(i, regions=1 + i % 4, captions=["Ein Hündchen"] * (1 + i % 3)) for i in range(20)
+    ]
+    assert build_dataset(Handmade(records), tmp_path)
+    stored = list(open_dataset(tmp_path, "handmade").as_dataset(split="train").as_numpy_iterator())
+    assert len(stored) == len(records)
+    captions = 0
+    for expected, found in zip(records, stored, strict=True):
+        assert found.pop("first_caption") == captions
+        captions += len(expected["captions"])
+        assert [text.decode() for text in found.pop("captions")] == expected["captions"]
+        assert found.pop("file_name").decode() == expected["file_name"]
+        assert set(found) == set(expected) - {"captions", "file_name"}
+        for key, value in found.items():
+            assert value.dtype == expected[key].dtype
+            np.testing.assert_array_equal(value, expected[key])
+
+
+def test_metadata_and_shards(tmp_path):
+    source = Handmade([record(i) for i in range(11)])
+    build_dataset(source, tmp_path)
+    builder = open_dataset(tmp_path, "handmade")
+    metadata = builder.info.metadata
+    assert (metadata["labels"], metadata["predicates"]) == (["thing"], ["on"])
+    assert (metadata["source"], metadata["feature_width"]) == ("Handmade", 2)
+    assert metadata["word_counts"] == {"dog": 22, "a": 11, "dog's": 11}
+    assert metadata["splits"] == {
+        "train": {
+            **{"images": 11, "captions": 22, "min_regions": 2, "max_regions": 2},
+            **{"mean_words": 2.0, "max_words": 2, "vocabulary": 3},
+        }
+    }
+    assert list(builder.info.splits) == ["train"]  # A split without records is left out.
+    assert sum(builder.info.splits["train"].shard_lengths) == 11
+    assert builder.info.splits["train"].num_shards == 8
+    build_dataset(Handmade([record(i) for i in range(3)], name="three"), tmp_path)
+    assert open_dataset(tmp_path, "three").info.splits["train"].num_shards == 3
+
+
+@pytest.mark.parametrize(
+    ("records", "expected"),
+    [
+        ([record(0), record(1, image_id=np.int64(100))], "record 1: image_id 100 repeats"),
+        ([record(0), record(2)], "record 1 has index 2"),
+        ([record(0, image_id=np.int64(2**31))], "image_id 2147483648"),
+        ([record(0, regions=0)], "0 regions and 2 captions"),
+        ([record(0, captions=())], "2 regions and 0 captions"),
+    ],
+)
+def test_broken_promises_of_a_source(tmp_path, records, expected):
+    with pytest.raises(DataError, match=expected):
+        build_dataset(Handmade(records), tmp_path)
+    assert not dataset_path(tmp_path, "handmade").exists()
+
+
+@pytest.mark.parametrize("announced", [2, 4])
+def test_wrong_count_is_refused(tmp_path, announced):
+    source = Handmade([record(i) for i in range(3)], announced=announced)
+    with pytest.raises(DataError, match=f"announces {announced} records and gives 3"):
+        build_dataset(source, tmp_path)
+
+
+def test_existing_dataset_is_kept_unless_told_otherwise(tmp_path):
+    old, new = Handmade([record(0)]), Handmade([record(0), record(1)])
+    assert build_dataset(old, tmp_path)
+    assert not build_dataset(new, tmp_path)
+    assert open_dataset(tmp_path, "handmade").info.splits["train"].num_examples == 1
+    broken = Handmade([record(0), record(5)])
+    with pytest.raises(DataError):
+        build_dataset(broken, tmp_path, overwrite=True)  # The old one must outlive it.
+    assert open_dataset(tmp_path, "handmade").info.splits["train"].num_examples == 1
+    assert build_dataset(new, tmp_path, overwrite=True)
+    assert open_dataset(tmp_path, "handmade").info.splits["train"].num_examples == 2
+
+
+def test_absent_dataset_names_the_command(tmp_path):
+    build_dataset(Handmade([record(0)], name="other"), tmp_path)
+    with pytest.raises(DataError) as caught:
+        open_dataset(tmp_path, "scenes")
+    message = str(caught.value)
+    assert "which has other" in message and "\n" not in message
+    assert f"python -m data_pipeline.build synthetic --name scenes --out {tmp_path}" in message
+
+
+def test_killed_build_leaves_nothing_that_counts(tmp_path):
+    """A build killed by SIGKILL in its second split, when the first is already on disk."""
+    program = """
+        import os, signal, sys
+        from data_pipeline.region_captions import build_dataset
+        from data_pipeline.synthetic import SyntheticScenes
+
+        class Killed(SyntheticScenes):
+            def examples(self, split):
+                for record in super().examples(split):
+                    if split == "dev" and record["index"] == 5:
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    yield record
+
+        build_dataset(Killed({"train": 40, "dev": 8}), sys.argv[1])
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path)]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == -signal.SIGKILL
+    parent = dataset_path(tmp_path, "scenes").parent
+    assert any(".tfrecord" in name for _, _, names in os.walk(parent) for name in names)
+    with pytest.raises(DataError, match="no dataset 'scenes'"):
+        open_dataset(tmp_path, "scenes")
+    assert build_dataset(SyntheticScenes({"train": 40, "dev": 8}), tmp_path)
+    assert open_dataset(tmp_path, "scenes").info.splits["dev"].num_examples == 8
+    assert sorted(path.name for path in parent.iterdir()) == [".lock", "1.0.0"]
+
+
+def test_order_survives_a_dataset_larger_than_memory(tmp_path, monkeypatch):
+    # TFDS then sorts on disk, in buckets of keys.
+    monkeypatch.setattr("tensorflow_datasets.core.shuffle.MAX_MEM_BUFFER_SIZE", 0)
+    most = []
+    from_bucket = shuffle._Bucket.read_values
+    monkeypatch.setattr(
+        "tensorflow_datasets.core.shuffle._Bucket.read_values",
+        lambda bucket: most.append(len(bucket)) or from_bucket(bucket),
+    )
+    build_dataset(Handmade([record(i) for i in range(50)]), tmp_path)
+    stored = open_dataset(tmp_path, "handmade").as_dataset(split="train").as_numpy_iterator()
+    assert [int(one["index"]) for one in stored] == list(range(50))
+    assert sum(most) == 50 and max(most) == 1  # Spread: no bucket needs the memory of all.
+
+
+def test_two_builds_of_one_dataset_do_not_mix(tmp_path):
+    class Nested(Handmade):
+        def examples(self, split):
+            with pytest.raises(DataError, match="another process is building"):
+                build_dataset(Handmade([record(0)]), tmp_path)
+            yield from super().examples(split)
+
+    assert build_dataset(Nested([record(0), record(1)]), tmp_path)
+    assert open_dataset(tmp_path, "handmade").info.splits["train"].num_examples == 2
+
+
+def test_command_line_builds_and_reports(tmp_path, capsys):
+    sizes = ["--train", "12", "--dev", "4", "--test", "0"]
+    arguments = ["synthetic", *sizes, "--out", str(tmp_path)]
+    assert build_program.main(arguments) == 0
+    out = capsys.readouterr().out
+    assert str(dataset_path(tmp_path, "scenes")) in out
+    assert [line.split()[:3] for line in out.splitlines()[1:3]] == [
+        *(["train", "12", "60"], ["dev", "4", "20"]),
+    ]
+    assert build_program.main(arguments) == 0
+    assert "already built" in capsys.readouterr().out
+
+
+def test_command_line_tells_mistakes_in_one_line(tmp_path, capsys):
+    assert build_program.main(["scan", str(tmp_path), "--name", "x", "--out", str(tmp_path)]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: no SPLIT_ims.npy in ") and captured.err.count("\n") == 1

@@ -1,0 +1,211 @@
+"""SCAN's file layout: both conventions, optional files, and one clear line for every mistake."""
+
+import json
+
+import numpy as np
+import pytest
+
+from data_pipeline.errors import DataError
+from data_pipeline.sources import ScanPrecomp
+
+IMAGES, REGIONS, WIDTH, CAPTIONS = 4, 3, 2, 5
+
+
+def write_split(directory, split="train", repeated=False):
+    """IMAGES images with every optional file; the arrays are returned."""
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(IMAGES, REGIONS, WIDTH)).astype(np.float32)
+    corners = rng.uniform([0, 0], [50, 40], size=(IMAGES, REGIONS, 2))
+    boxes = np.concatenate([corners, corners + 20], axis=-1).astype(np.float32)
+    sizes = np.tile(np.array([[100, 80]], np.int32), (IMAGES, 1))
+    labels = rng.integers(3, size=(IMAGES, REGIONS)).astype(np.int8)
+    repeats = CAPTIONS if repeated else 1
+    arrays = {"ims": features, "boxes": boxes, "img_sizes": sizes, "labels": labels}
+    for name, array in arrays.items():
+        np.save(directory / f"{split}_{name}.npy", np.repeat(array, repeats, axis=0))
+    captions = [f"image {i} caption {k} ." for i in range(IMAGES) for k in range(CAPTIONS)]
+    lines = {
+        "caps.txt": captions,
+        "ids.txt": [str(10 + i) for i in range(IMAGES) for _ in range(repeats)],
+        "filenames.txt": [f"{i}.jpg" for i in range(IMAGES)],
+        "scene_graphs.jsonl": [
+            json.dumps({"relations": [[0, "on", 1, 0.5], [2, f"{split} by", 0, 0.25]]})
+        ]
+        * IMAGES,
+    }
+    for name, values in lines.items():
+        (directory / f"{split}_{name}").write_text("\n".join(values) + "\n")
+    (directory / "labels.txt").write_text("person\ndog\nball\n")
+    return arrays | {"captions": captions}
+
+
+@pytest.fixture
+def directory(tmp_path):
+    write_split(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+def test_both_conventions_of_rows_give_the_same_records(tmp_path, repeated):
+    expected = write_split(tmp_path, repeated=repeated)
+    source = ScanPrecomp(tmp_path, name="tiny")
+    assert (source.splits(), source.count("train"), source.feature_width) == (
+        *(["train"], IMAGES, WIDTH),
+    )
+    assert source.labels == ["person", "dog", "ball"]
+    assert source.predicates == ["on", "train by"]
+    records = list(source.examples("train"))
+    assert len(records) == IMAGES
+    for i, record in enumerate(records):
+        assert (record["image_id"], record["index"], record["file_name"]) == (10 + i, i, f"{i}.jpg")
+        assert record["captions"] == expected["captions"][5 * i : 5 * i + 5]
+        assert record["regions"].dtype == np.float16
+        np.testing.assert_array_equal(record["regions"], expected["ims"][i].astype(np.float16))
+        np.testing.assert_allclose(
+            record["boxes"], expected["boxes"][i] / [100, 80, 100, 80], rtol=1e-6
+        )
+        np.testing.assert_array_equal(record["object_labels"], expected["labels"][i])
+        np.testing.assert_array_equal(record["relations"], [[0, 0, 1], [2, 1, 0]])
+        np.testing.assert_array_equal(record["relation_scores"], [0.5, 0.25])
+        np.testing.assert_array_equal(record["size"], [100, 80])
+        assert record["links"].shape == (0, 4)
+
+
+def test_only_features_and_captions_are_required(tmp_path):
+    (tmp_path / "precomp").mkdir()
+    write_split(tmp_path / "precomp")
+    for path in (tmp_path / "precomp").iterdir():
+        if path.name not in ("train_ims.npy", "train_caps.txt"):
+            path.unlink()
+    source = ScanPrecomp(tmp_path)
+    assert (source.name, source.labels, source.predicates) == (tmp_path.name, [], [])
+    records = list(source.examples("train"))
+    assert [int(record["image_id"]) for record in records] == [0, 1, 2, 3]
+    record = records[0]
+    np.testing.assert_array_equal(record["boxes"], np.zeros((REGIONS, 4), np.float32))
+    np.testing.assert_array_equal(record["size"], [0, 0])
+    shapes = {key: record[key].shape for key in ("object_labels", "relations", "relation_scores")}
+    assert shapes == {"object_labels": (0,), "relations": (0, 3), "relation_scores": (0,)}
+    assert record["file_name"] == ""
+
+
+def test_ids_may_come_one_a_caption(directory):
+    ids = "\n".join(str(7 * i) for i in range(IMAGES) for _ in range(CAPTIONS))
+    (directory / "train_ids.txt").write_text(ids)
+    records = ScanPrecomp(directory).examples("train")
+    assert [int(record["image_id"]) for record in records] == [0, 7, 14, 21]
+
+
+def test_splits_come_in_the_usual_order_and_predicates_from_all(directory):
+    for split in ("test", "dev", "minival"):
+        write_split(directory, split)
+    source = ScanPrecomp(directory)
+    assert source.splits() == ["train", "dev", "test", "minival"]
+    assert source.predicates == ["dev by", "minival by", "on", "test by", "train by"]
+    assert ScanPrecomp(directory, splits=["dev"]).predicates == ["dev by", "on"]
+
+
+def test_boxes_a_pixel_outside_are_clipped(directory):
+    boxes = np.load(directory / "train_boxes.npy")
+    boxes[1, 2] = [-0.5, -1, 100.9, 81]
+    np.save(directory / "train_boxes.npy", boxes)
+    record = list(ScanPrecomp(directory).examples("train"))[1]
+    np.testing.assert_array_equal(record["boxes"][2], [0, 0, 1, 1])
+
+
+def edit_array(name, change):
+    def edit(directory):
+        array = np.load(directory / f"train_{name}.npy")
+        changed = change(array)
+        np.save(directory / f"train_{name}.npy", array if changed is None else changed)
+
+    return edit
+
+
+def edit_text(name, text):
+    def edit(directory):
+        path = directory / f"train_{name}"
+        path.write_bytes(text if isinstance(text, bytes) else text(path.read_bytes()))
+
+    return edit
+
+
+def put(index, value):
+    def change(array):
+        array[index] = value
+
+    return change
+
+
+MISTAKES = {
+    "no features": (lambda d: (d / "train_ims.npy").unlink(), "no SPLIT_ims.npy"),
+    "no captions": (lambda d: (d / "train_caps.txt").unlink(), "train_caps.txt is missing"),
+    "truncated features": (
+        edit_text("ims.npy", lambda data: data[:-8]),
+        "train_ims.npy is not a whole",
+    ),
+    "rank": (edit_array("ims", lambda a: a[:, 0]), "float32[4, 2]"),
+    "integers": (edit_array("ims", lambda a: a.astype(int)), "int64[4, 3, 2]"),
+    "nan": (edit_array("ims", put((2, 1, 0), np.nan)), "split train, row 2, region 1"),
+    "infinite": (edit_array("ims", put((0, 2, 1), np.inf)), "row 0, region 2: feature value inf"),
+    "too large": (edit_array("ims", put((0, 0, 0), 7e4)), "feature value 70000.0"),
+    "captions": (edit_text("caps.txt", lambda d: d + b"one more\n"), "21 captions"),
+    "empty caption": (
+        edit_text("caps.txt", lambda d: d.replace(b"image 1 caption 1 .", b"  ")),
+        "train_caps.txt line 7 is empty",
+    ),
+    "not UTF-8": (edit_text("caps.txt", lambda d: d.replace(b"0 .", b"\xff", 1)), "line 1 is not"),
+    "id twice": (edit_text("ids.txt", b"1\n2\n1\n4\n"), "line 3: id 1 is already that of image 0"),
+    "too few ids": (edit_text("ids.txt", b"1\n2\n3\n"), "3 lines for 4 images"),
+    "ids out of step": (
+        edit_text("ids.txt", b"1\n" * 6 + b"2\n" * 4 + b"3\n" * 5 + b"4\n" * 5),
+        "line 6: id 1",
+    ),
+    "id in letters": (edit_text("ids.txt", b"a.jpg\n2\n3\n4\n"), "id 'a.jpg' is not an integer"),
+    "box outside": (edit_array("boxes", put((3, 1, 2), 102)), "row 3, region 1: box"),
+    "box turned": (edit_array("boxes", put((1, 0, 2), 0)), "row 1, region 0: box"),
+    "box rows": (edit_array("boxes", lambda a: a[:3]), "has 3 rows and train_ims.npy has 4"),
+    "box shape": (edit_array("boxes", lambda a: a[:, :2]), "shape [4, 2, 4]"),
+    "no sizes": (lambda d: (d / "train_img_sizes.npy").unlink(), "no train_img_sizes.npy"),
+    "size zero": (edit_array("img_sizes", put((2, 0), 0)), "row 2: image size [0, 80]"),
+    "label": (edit_array("labels", put((1, 1), 3)), "row 1: object label 3"),
+    "file names": (edit_text("filenames.txt", b"a\n"), "has 1 rows"),
+    "graph": (edit_text("scene_graphs.jsonl", lambda d: b"{}" + d[d.index(b"\n") :]), "line 1 is"),
+    "relation": (
+        edit_text("scene_graphs.jsonl", lambda d: d.replace(b"[0, ", b"[9, ", 1)),
+        "row 0: relation 9 'on' 1",
+    ),
+    "relation without predicate": (
+        edit_text("scene_graphs.jsonl", lambda d: d.replace(b'"on"', b"4", 1)),
+        "train_scene_graphs.jsonl line 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_named_in_one_line(directory, mistake):
+    damage, expected = MISTAKES[mistake]
+    damage(directory)
+    with pytest.raises(DataError) as caught:
+        list(ScanPrecomp(directory).examples("train"))
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_rows_repeated_only_in_part_are_refused(tmp_path):
+    write_split(tmp_path, repeated=True)
+    edit_array("ims", put((12, 0, 0), 99))(tmp_path)
+    with pytest.raises(DataError, match="row 10: this and the next 4 rows differ"):
+        list(ScanPrecomp(tmp_path).examples("train"))
+
+
+def test_widths_must_agree_between_splits(directory):
+    write_split(directory, "dev")
+    np.save(directory / "dev_ims.npy", np.zeros((IMAGES, REGIONS, WIDTH + 1), np.float32))
+    with pytest.raises(DataError, match="'train': 2, 'dev': 3"):
+        _ = ScanPrecomp(directory).feature_width
+
+
+def test_no_pickle_is_loaded(directory):
+    np.save(directory / "train_ims.npy", np.array([{"a": 1}]), allow_pickle=True)
+    with pytest.raises(DataError, match="not a whole"):
+        ScanPrecomp(directory)
