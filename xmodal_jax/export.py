@@ -11,9 +11,10 @@ The directory holds `params/` (Orbax), `model.json` and `tokenizer/`.
 """
 
 import dataclasses
+import functools
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,12 +74,21 @@ class ExportedModel:
 
     def scores(self, images: Embeddings, captions: Embeddings) -> np.ndarray:
         """Scores [B, C] of all images with all captions."""
-        score = pair_scorer(self.model, self.params)
-        return np.asarray(jax.jit(lambda i, c: score_matrix(score, i, c))(images, captions))
+        return np.asarray(self._score_all(self.params, images, captions))
 
     def _encode(self, method: str, **batch: np.ndarray) -> Embeddings:
-        run = jax.jit(lambda p, b: self.model.apply({"params": p}, b, method=method))
-        return run(self.params, batch)
+        return self._apply(self.params, batch, method=method)
+
+    @functools.cached_property
+    def _apply(self) -> Callable[..., Embeddings]:
+        def apply(params: Any, batch: dict[str, jax.Array], method: str) -> Embeddings:
+            return self.model.apply({"params": params}, batch, method=method)
+
+        return jax.jit(apply, static_argnames="method")
+
+    @functools.cached_property
+    def _score_all(self) -> Callable[..., jax.Array]:
+        return jax.jit(lambda p, i, c: score_matrix(pair_scorer(self.model, p), i, c))
 
 
 def save(

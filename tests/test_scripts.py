@@ -1,0 +1,68 @@
+"""Scripts parse, CI runs what README says, and README names nothing that is not there."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("path", [*(ROOT / "launch").glob("*.sh"), ROOT / ".ci" / "run"])
+def test_scripts_parse_and_say_how_to_use_them(path):
+    subprocess.run(["bash", "-n", path], check=True)
+    text = path.read_text()
+    assert text.startswith("#!/usr/bin/env bash\n# ") and "set -euo pipefail" in text
+    assert "# usage: bash " in text or path.name == "run"
+
+
+def test_ci_runs_readmes_test_command():
+    assert "    bash launch/test.sh\n" in README
+    assert "bash launch/test.sh" in (ROOT / ".ci" / "run").read_text()
+    assert ".ci/run" in (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+
+
+def commands():
+    joined = README.replace("\\\n", " ")
+    return [line.strip() for line in joined.splitlines() if re.match(r" {4}(python|bash) ", line)]
+
+
+def test_readme_has_the_commands():
+    assert len(commands()) >= 8
+
+
+@pytest.mark.parametrize("command", commands())
+def test_files_and_modules_of_readme_exist(command):
+    words = shlex.split(command, comments=True)
+    if words[0] == "bash":
+        assert (ROOT / words[1]).is_file()
+        return
+    module = words[2].replace(".", "/") + ".py"
+    assert words[1] == "-m" and (ROOT / module).is_file()
+    for word in words[3:]:
+        if word.startswith("--config="):
+            path = word.split("=")[1].split(":")[0]
+            assert (ROOT / path).is_file()
+
+
+def test_configuration_fields_of_readme_exist():
+    from configs import common
+
+    fields = set(re.findall(r"--config\.([a-z_.]+)=", README))
+    assert fields
+    for field in fields:
+        section = common.get_config()
+        for name in field.split("."):
+            section = section[name]
+
+
+@pytest.mark.parametrize("module", ["data_pipeline.build", "xmodal_jax.results"])
+def test_help_answers(module):
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "usage" in done.stdout
