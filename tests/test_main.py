@@ -218,8 +218,11 @@ def test_a_mistake_is_one_line(config, finished, tmp_path, case):
 def test_a_workdir_of_another_configuration_is_refused(config, finished):
     done = run(config, finished, "--config.optimizer.learning_rate=0.5", expect=2)
     assert "optimizer.learning_rate=0.001, not 0.5" in done.stderr
-    # The evaluation's fields may change.
-    assert (finished / "config.json").exists()
+
+
+def test_a_start_that_failed_can_be_corrected(config, tmp_path):
+    run(config, tmp_path / "w", "--config.evaluate.split=val", expect=2)
+    run(config, tmp_path / "w", "--config.train.steps=2")
 
 
 def test_non_finite_loss_stops_with_step_and_images(config, tmp_path):

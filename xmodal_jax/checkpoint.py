@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from xmodal_jax.errors import UserError
 from xmodal_jax.train_state import TrainState
 
 Params = Any
@@ -62,18 +61,9 @@ class Checkpointer:
         self._best.save(step, args=args)
 
     def restore_params(self, abstract: TrainState, shardings: TrainState) -> tuple[int, Params]:
-        """Step and parameters: the best ones, or the newest where nothing was evaluated.
-
-        Raises:
-          UserError: the workdir has no checkpoint.
-        """
+        """Step and parameters: the best ones, or the newest where nothing was evaluated."""
         step, _ = self.best
         if step is None:
-            if self.latest_step is None:
-                raise UserError(
-                    f"{self._states.directory.parent} has no checkpoint; train first with "
-                    "--mode=train, or give weights by --config.init_from"
-                )
             return self.latest_step, self.restore(abstract, shardings).params
         target = _with_shardings(abstract.params, shardings.params)
         args = ocp.args.Composite(params=ocp.args.StandardRestore(target))

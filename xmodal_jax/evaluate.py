@@ -6,13 +6,19 @@ from typing import Any
 
 from xmodal_jax import export as export_lib
 from xmodal_jax.checkpoint import Checkpointer
-from xmodal_jax.experiment import Experiment, claim_workdir
+from xmodal_jax.errors import UserError
+from xmodal_jax.experiment import Experiment, claim_workdir, has_checkpoint
 
 
 def _best_params(experiment: Experiment, workdir: Path) -> tuple[int, Any]:
     """Step and parameters of the workdir's best checkpoint, or the weights of init_from at 0."""
-    if experiment.config.init_from and not (workdir / "checkpoints").exists():
-        return 0, experiment.new_state().params
+    if not has_checkpoint(workdir):
+        if experiment.config.init_from:
+            return 0, experiment.new_state().params
+        raise UserError(
+            f"{workdir} has no checkpoint; train first with --mode=train, or give weights by "
+            "--config.init_from"
+        )
     claim_workdir(workdir, experiment.config)
     checkpointer = Checkpointer(workdir, experiment.config.train.keep)
     found = checkpointer.restore_params(experiment.abstract, experiment.shardings)

@@ -138,12 +138,14 @@ def open_dataset(config: Any) -> Any:
 def claim_workdir(workdir: Path, config: ml_collections.ConfigDict) -> None:
     """Makes a workdir this configuration's, or checks that it is.
 
+    Before the first checkpoint there is nothing to protect: a start that failed may be corrected.
+
     Raises:
       UserError: it belongs to another configuration; the message names a field that differs.
     """
     path = workdir / "config.json"
     ours = json.loads(json.dumps(config.to_dict()))
-    if not path.exists():
+    if not path.exists() or not has_checkpoint(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         aside = path.with_suffix(".tmp")
         aside.write_text(json.dumps(ours, indent=2) + "\n")
@@ -157,6 +159,11 @@ def claim_workdir(workdir: Path, config: ml_collections.ConfigDict) -> None:
                 f"workdir {workdir} belongs to a run with {field}={there!r}, not {here!r}; "
                 "choose another --workdir or give the same configuration"
             )
+
+
+def has_checkpoint(workdir: Path) -> bool:
+    """Whether a run has saved its state there."""
+    return any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
