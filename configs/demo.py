@@ -15,8 +15,8 @@ def get_config(variant: str = "teran") -> ml_collections.ConfigDict:
     config = common.get_config()
     config.data.name = "scenes"
     config.data.build_synthetic = True
-    config.data.max_regions = 16
-    config.data.max_tokens = 26
+    config.data.max_regions = 12
+    config.data.max_tokens = 24
 
     model = config.model
     model.text.update(num_layers=2, width=96, num_heads=4, mlp_dim=192, dropout=0.0)
@@ -25,10 +25,10 @@ def get_config(variant: str = "teran") -> ml_collections.ConfigDict:
 
     config.loss.kind = "info_nce"
     config.loss.temperature = 0.05
-    config.optimizer.update(learning_rate=1e-3, schedule="cosine", warmup_steps=100)
+    config.optimizer.update(learning_rate=2e-3, schedule="cosine", warmup_steps=60)
 
-    config.train.update(steps=1000, batch_size=128, log_every=50)
-    config.train.update(evaluate_every=500, checkpoint_every=500)
+    config.train.update(steps=500, batch_size=128, log_every=50)
+    config.train.update(evaluate_every=250, checkpoint_every=250)
     config.evaluate.pointing = True
     if variant == "mean_pooled":
         model.update(score="pooled", pooling="mean")

@@ -217,7 +217,7 @@ def test_a_mistake_is_one_line(config, finished, tmp_path, case):
 
 def test_a_workdir_of_another_configuration_is_refused(config, finished):
     done = run(config, finished, "--config.optimizer.learning_rate=0.5", expect=2)
-    assert "optimizer.learning_rate=0.001, not 0.5" in done.stderr
+    assert "optimizer.learning_rate=0.002, not 0.5" in done.stderr
 
 
 def test_a_start_that_failed_can_be_corrected(config, tmp_path):
