@@ -302,7 +302,7 @@ def check_opt(golden: Golden, name: str, meta: dict, dtype: str) -> Differences:
         if i == 0 and found["loss/0"] > LIMITS[dtype]:
             return found | {RANDOM_TRAJECTORY: found.pop("loss/0")}
         found[f"grad_norm/{i}"] = difference(
-            optax.global_norm(grads), step["grad_norm_before_clip"]
+            optax.tree.norm(grads), step["grad_norm_before_clip"]
         )
         updates, opt_state = tx.update(grads, opt_state, params)
         params = optax.apply_updates(params, updates)

@@ -78,7 +78,7 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         loss, grads = jax.value_and_grad(with_frozen)(state.params, batch, state.step, key)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         ok = jnp.isfinite(loss) & jnp.isfinite(norm) & ~state.halted
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         new = TrainState(
