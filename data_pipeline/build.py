@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         build(_source(args), args.out, overwrite=args.overwrite)
-    except DataError as error:
+    except (DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print("next: see what can be trained on it with  python -m xmodal_jax.main --help")

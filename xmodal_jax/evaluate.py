@@ -7,7 +7,7 @@ from typing import Any
 from xmodal_jax import export as export_lib
 from xmodal_jax.checkpoint import Checkpointer
 from xmodal_jax.errors import UserError
-from xmodal_jax.experiment import Experiment, claim_workdir, has_checkpoint
+from xmodal_jax.experiment import FREE_FIELDS, Experiment, claim_workdir, has_checkpoint
 
 
 def _best_params(experiment: Experiment, workdir: Path) -> tuple[int, Any]:
@@ -19,7 +19,7 @@ def _best_params(experiment: Experiment, workdir: Path) -> tuple[int, Any]:
             f"{workdir} has no checkpoint; train first with --mode=train, or give weights by "
             "--config.init_from"
         )
-    claim_workdir(workdir, experiment.config)
+    claim_workdir(workdir, experiment.config, (*FREE_FIELDS, "evaluate"))
     checkpointer = Checkpointer(workdir, experiment.config.train.keep)
     found = checkpointer.restore_params(experiment.abstract, experiment.shardings)
     checkpointer.close()

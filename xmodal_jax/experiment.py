@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import ml_collections
+import numpy as np
 import optax
 
 from data_pipeline import input_pipeline, region_captions
@@ -24,7 +25,9 @@ from xmodal_jax.models.batch import batch_spec
 from xmodal_jax.retrieval.metrics import PROTOCOLS
 
 # Changing these does not change what a run computes, so that a workdir admits it.
-_FREE_FIELDS = ("evaluate",)
+FREE_FIELDS = ("data.dir", "mesh", "partition_rules", "train.keep", "evaluate.batch_size")
+# Directories of an installation, compared by their last names: a checkout may move.
+_DIRECTORIES = ("data.tokenizer", "model.text.pretrained")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Experiment:
     @classmethod
     def create(cls, config: ml_collections.ConfigDict) -> "Experiment":
         """Opens the data and builds everything else; no parameter is computed yet."""
+        check_config(config)
         mesh = partitioning.make_mesh(config.mesh.data, config.mesh.model)
         partitioning.check_batch_size(config.train.batch_size, mesh, "train.batch_size")
         partitioning.check_batch_size(config.evaluate.batch_size, mesh, "evaluate.batch_size")
@@ -61,6 +65,11 @@ class Experiment:
         counts = dataset.info.metadata["word_counts"]
         tokenizer = make_tokenizer(config.data.tokenizer, counts, config.data.min_word_count)
         model = build_model(config.model, width, tokenizer.vocab_size)
+        if config.data.max_tokens > model.config.text.max_positions:
+            raise UserError(
+                f"data.max_tokens={config.data.max_tokens} is more than the text encoder's "
+                f"{model.config.text.max_positions} positions; use that or less"
+            )
         params = train_state.abstract_params(model, batch_spec(config, width))
         tx, schedule = optimizer.make_optimizer(config.optimizer, params, config.train.steps)
         abstract = train_state.abstract_state(params, tx)
@@ -80,7 +89,7 @@ class Experiment:
     def _initial_weights(self) -> dict[str, Any]:
         config = self.config
         if config.init_from and Path(config.init_from).is_dir():
-            return export.load(config.init_from).params
+            return self._exported_weights()
         if config.init_from:
             tensors = pretrained.read_state_dict(config.init_from)
             return pretrained.params_from_state_dict(tensors, self.model.config)
@@ -88,6 +97,25 @@ class Experiment:
             directory = pretrained.find(config.model.text.pretrained)
             return {"bert": pretrained.bert_params(directory, self.model.config.text)}
         return {}
+
+    def _exported_weights(self) -> dict[str, Any]:
+        """Parameters of the export that init_from names, which must be of this very model."""
+        exported = export.load(self.config.init_from)
+        ours = flatten(self.abstract.params).keys()
+        if differing := sorted(ours ^ flatten(exported.params).keys()):
+            raise UserError(
+                f"init_from={self.config.init_from} is another model: only one of the two has "
+                f"{differing[0].replace('.', '/')}; use the configuration it was made with"
+            )
+        words = list(self.dataset.info.metadata["word_counts"])[:1000] or ["a"]
+        if not np.array_equal(
+            exported.tokenizer.encode(words, 8).ids, self.tokenizer.encode(words, 8).ids
+        ):
+            raise UserError(
+                f"init_from={self.config.init_from} has another tokenizer than this data and "
+                "configuration give; set data.tokenizer to its directory tokenizer/"
+            )
+        return exported.params
 
     def evaluators(self, progress: bool = False) -> list[Evaluator]:
         """The evaluators of `config.evaluate`, on its split."""
@@ -125,6 +153,36 @@ class Experiment:
         return out
 
 
+_POSITIVE = (
+    "data.max_regions",
+    "data.shuffle_buffer",
+    "train.steps",
+    "train.batch_size",
+    "train.log_every",
+    "train.evaluate_every",
+    "train.checkpoint_every",
+    "train.keep",
+    "evaluate.batch_size",
+    "mesh.model",
+)
+_DTYPES = ("float32", "bfloat16")
+
+
+def check_config(config: ml_collections.ConfigDict) -> None:
+    """Raises a UserError for values that can't work, before anything is loaded."""
+    values = flatten(config.to_dict())
+    for field in _POSITIVE:
+        if values[field] < 1:
+            raise UserError(f"{field}={values[field]}; give 1 or more")
+    if config.model.dtype not in _DTYPES:
+        raise UserError(f"model.dtype={config.model.dtype!r} is not one of {', '.join(_DTYPES)}")
+    if jax.process_count() > 1:
+        raise UserError(
+            f"{jax.process_count()} processes: evaluation runs in one process only so far; "
+            "start one process with all devices"
+        )
+
+
 def open_dataset(config: Any) -> Any:
     """The data set of `config.data`; the synthetic one is built where it is missing."""
     if config.build_synthetic:
@@ -135,7 +193,9 @@ def open_dataset(config: Any) -> Any:
     return region_captions.open_dataset(config.dir, config.name)
 
 
-def claim_workdir(workdir: Path, config: ml_collections.ConfigDict) -> None:
+def claim_workdir(
+    workdir: Path, config: ml_collections.ConfigDict, free: tuple[str, ...] = FREE_FIELDS
+) -> None:
     """Makes a workdir this configuration's, or checks that it is.
 
     Before the first checkpoint there is nothing to protect: a start that failed may be corrected.
@@ -154,7 +214,9 @@ def claim_workdir(workdir: Path, config: ml_collections.ConfigDict) -> None:
     theirs = json.loads(path.read_text())
     for field in sorted(flatten(ours).keys() | flatten(theirs).keys()):
         here, there = flatten(ours).get(field), flatten(theirs).get(field)
-        if here != there and field.split(".")[0] not in _FREE_FIELDS:
+        if field in _DIRECTORIES:
+            here, there = (str(name).split("/")[-2:] for name in (here, there))
+        if here != there and not any(field == f or field.startswith(f + ".") for f in free):
             raise UserError(
                 f"workdir {workdir} belongs to a run with {field}={there!r}, not {here!r}; "
                 "choose another --workdir or give the same configuration"
@@ -162,8 +224,9 @@ def claim_workdir(workdir: Path, config: ml_collections.ConfigDict) -> None:
 
 
 def has_checkpoint(workdir: Path) -> bool:
-    """Whether a run has saved its state there."""
-    return any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
+    """Whether a run has saved a state or its best parameters there."""
+    found = [*(workdir / "checkpoints").glob("*"), *(workdir / "best").glob("*")]
+    return any(path.name.isdigit() for path in found)
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -49,6 +49,8 @@ class ExportedModel:
 
     def encode_text(self, captions: Sequence[str]) -> Embeddings:
         """Embeddings of C captions; longer ones than max_tokens are cut."""
+        if isinstance(captions, str):
+            raise UserError(f"captions is one string, {captions!r}; give a list: [{captions!r}]")
         encoded = self.tokenizer.encode(list(captions), self.max_tokens)
         return self._encode("encode_text", tokens=encoded.ids, token_mask=encoded.mask)
 
@@ -70,6 +72,13 @@ class ExportedModel:
             raise UserError(f"boxes have shape {boxes.shape}, not {(*regions.shape[:2], 4)}")
         if region_mask is None:
             region_mask = np.ones(regions.shape[:2], bool)
+        if region_mask.shape != regions.shape[:2]:
+            raise UserError(f"region_mask has shape {region_mask.shape}, not {regions.shape[:2]}")
+        if not np.isfinite(regions[region_mask]).all():
+            raise UserError("regions hold values that are not finite; correct the features")
+        valid = boxes[region_mask]
+        if not ((valid >= 0) & (valid <= 1)).all():
+            raise UserError("boxes are not in 0..1; divide pixels by the image's width and height")
         return self._encode("encode_image", regions=regions, boxes=boxes, region_mask=region_mask)
 
     def scores(self, images: Embeddings, captions: Embeddings) -> np.ndarray:
@@ -145,7 +154,12 @@ def load(directory: str | Path) -> ExportedModel:
     width = content["feature_width"]
     model = build_model(config, width, config.text.vocab_size)
     spec = encoder_spec(1, content["max_regions"], width, content["max_tokens"])
-    abstract = train_state.abstract_params(model, spec)
+    # Here, whatever machine wrote it: an export of a pod loads on a laptop.
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(
+        lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=here),
+        train_state.abstract_params(model, spec),
+    )
     with ocp.StandardCheckpointer() as checkpointer:
         params = checkpointer.restore(directory / "params", abstract)
     return ExportedModel(

@@ -68,7 +68,7 @@ def main() -> None:
     """Entry point: a user's mistake is one line and exit code 2, no traceback."""
     try:
         app.run(lambda _: run(), flags_parser=parse_flags)
-    except (UserError, DataError) as error:
+    except (UserError, DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 

@@ -25,6 +25,10 @@ def _paths(params: Params) -> Params:
 def _check_rules(params: Params, rules: tuple[str, ...], field: str) -> None:
     paths = traverse_util.flatten_dict(params, sep="/")
     for rule in rules:
+        try:
+            re.compile(rule)
+        except re.error as error:
+            raise UserError(f"{field} rule {rule!r} is no regular expression: {error}") from error
         if not any(re.search(rule, path) for path in paths):
             roots = ", ".join(sorted({path.split("/")[0] for path in paths}))
             raise UserError(
@@ -113,8 +117,10 @@ def make_optimizer(
     steps = [clip_by_global_norm(config.clip_norm)] if config.clip_norm > 0 else []
     steps.append(optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.epsilon))
     if config.weight_decay > 0:
-        # Biases and norms are not decayed.
-        decayed = lambda tree: jax.tree.map(lambda p: p.ndim > 1, tree)
+        # By name: biases of attention have two axes. Biases and norms are not decayed.
+        decayed = lambda tree: jax.tree.map(
+            lambda path: path.split("/")[-1] in ("kernel", "embedding"), _paths(tree)
+        )
         steps.append(optax.add_decayed_weights(config.weight_decay, decayed))
     if multipliers:
         steps.append(_scale_by_path(multipliers))

@@ -23,7 +23,9 @@ def best_of_log(workdir: Path) -> tuple[str, int, dict[str, float]]:
     path = workdir / "metrics.jsonl"
     if not path.is_file():
         raise UserError(f"{workdir} is not the workdir of a run: it has no metrics.jsonl")
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    # A run that is still writing, or was killed, may leave a last line that is not whole.
+    lines = path.read_text().splitlines(keepends=True)
+    rows = [json.loads(line) for line in lines if line.endswith("\n")]
     found = [(k, row) for row in rows for k in row if k.endswith("/rsum")]
     if not found:
         raise UserError(f"{path} has no evaluation yet; train to train.evaluate_every at least")

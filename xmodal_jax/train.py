@@ -154,7 +154,8 @@ class Loop:
             shown = ", ".join(str(i) for i in image_ids)
             raise UserError(
                 f"loss {loss}, gradient norm {norm} at step {step}: the update was not applied; "
-                f"lower optimizer.learning_rate or look at the batch's images: {shown}"
+                "start in a new --workdir with a lower optimizer.learning_rate, or look at the "
+                f"batch's images: {shown}"
             )
         if step % self.config.log_every == 0 or step == self.config.steps:
             rate = float(self.experiment.schedule(step - 1))

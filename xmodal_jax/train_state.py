@@ -62,11 +62,17 @@ def create_state(
 def replace_params(state: TrainState, loaded: Params, shardings: TrainState) -> TrainState:
     """The state with those parameters replaced that the (partial) tree `loaded` of arrays has."""
 
-    def merge(old: Any, new: Any, where: Any) -> Any:
+    def merge(old: Any, new: Any, where: Any, name: str = "") -> Any:
         if isinstance(new, dict):
-            return {k: merge(v, new[k], where[k]) if k in new else v for k, v in old.items()}
+            return {
+                k: merge(v, new[k], where[k], f"{name}/{k}") if k in new else v
+                for k, v in old.items()
+            }
         if old.shape != new.shape:
-            raise UserError(f"a loaded parameter has shape {new.shape}, the model {old.shape}")
+            raise UserError(
+                f"{name[1:]} has shape {new.shape} in the weights and {old.shape} in the model; "
+                "use the configuration the weights were made with"
+            )
         return jax.device_put(jnp.asarray(new, old.dtype), where)
 
     params = merge(state.params, loaded, shardings.params)

@@ -24,6 +24,18 @@ def _teran(config: Any, feature_width: int, vocab_size: int) -> Teran:
         names = {field.name for field in dataclasses.fields(BertConfig)} - {"vocab_size"}
         sizes = BertConfig(vocab_size, **{k: v for k, v in text.items() if k in names})
     sizes = dataclasses.replace(sizes, dropout=text.dropout)
+    wide = {"region features": feature_width, "embed_dim": config.embed_dim}
+    for what, width in wide.items():
+        if width % config.num_heads:
+            raise UserError(
+                f"model.num_heads={config.num_heads} does not divide {what}, {width} wide; "
+                "use a divisor"
+            )
+    if sizes.width % sizes.num_heads:
+        raise UserError(
+            f"model.text.num_heads={sizes.num_heads} does not divide text.width={sizes.width}; "
+            "use a divisor"
+        )
     others = {k: v for k, v in config.items() if k not in ("name", "text")}
     return Teran(TeranConfig(text=sizes, feature_width=feature_width, **others))
 
