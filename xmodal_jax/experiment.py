@@ -11,6 +11,7 @@ import jax
 import ml_collections
 import numpy as np
 import optax
+from flax.traverse_util import flatten_dict
 
 from data_pipeline import input_pipeline, region_captions
 from data_pipeline.tokenizer import Tokenizer, make_tokenizer
@@ -101,11 +102,12 @@ class Experiment:
     def _exported_weights(self) -> dict[str, Any]:
         """Parameters of the export that init_from names, which must be of this very model."""
         exported = export.load(self.config.init_from)
-        ours = flatten(self.abstract.params).keys()
-        if differing := sorted(ours ^ flatten(exported.params).keys()):
+        trees = (self.abstract.params, exported.params)
+        ours, theirs = (flatten_dict(tree, sep="/").keys() for tree in trees)
+        if differing := sorted(ours ^ theirs):
             raise UserError(
                 f"init_from={self.config.init_from} is another model: only one of the two has "
-                f"{differing[0].replace('.', '/')}; use the configuration it was made with"
+                f"{differing[0]}; use the configuration it was made with"
             )
         words = list(self.dataset.info.metadata["word_counts"])[:1000] or ["a"]
         if not np.array_equal(
@@ -170,7 +172,7 @@ _DTYPES = ("float32", "bfloat16")
 
 def check_config(config: ml_collections.ConfigDict) -> None:
     """Raises a UserError for values that can't work, before anything is loaded."""
-    values = flatten(config.to_dict())
+    values = flatten_dict(config.to_dict(), sep=".")
     for field in _POSITIVE:
         if values[field] < 1:
             raise UserError(f"{field}={values[field]}; give 1 or more")
@@ -211,9 +213,10 @@ def claim_workdir(
         aside.write_text(json.dumps(ours, indent=2) + "\n")
         aside.replace(path)
         return
-    theirs = json.loads(path.read_text())
-    for field in sorted(flatten(ours).keys() | flatten(theirs).keys()):
-        here, there = flatten(ours).get(field), flatten(theirs).get(field)
+    mine = flatten_dict(ours, sep=".")
+    others = flatten_dict(json.loads(path.read_text()), sep=".")
+    for field in sorted(mine.keys() | others.keys()):
+        here, there = mine.get(field), others.get(field)
         if field in _DIRECTORIES:
             here, there = (str(name).split("/")[-2:] for name in (here, there))
         if here != there and not any(field == f or field.startswith(f + ".") for f in free):
@@ -227,14 +230,3 @@ def has_checkpoint(workdir: Path) -> bool:
     """Whether a run has saved a state or its best parameters there."""
     found = [*(workdir / "checkpoints").glob("*"), *(workdir / "best").glob("*")]
     return any(path.name.isdigit() for path in found)
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts -> one dict with dotted names."""
-    out: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            out |= flatten(value, f"{prefix}{name}.")
-        else:
-            out[prefix + name] = value
-    return out

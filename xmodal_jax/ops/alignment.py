@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from xmodal_jax.errors import UserError
-from xmodal_jax.ops.embeddings import Embeddings
+from xmodal_jax.ops.embeddings import Embeddings, l2_normalize
 
 PairScorer = Callable[[Embeddings, Embeddings], jax.Array]
 
@@ -48,7 +48,7 @@ def _attended_sentences(
 ) -> jax.Array:
     """SCAN image-to-text (Lee et al., ECCV 2018) with unit temperature, summed over regions."""
     positive = jnp.where(valid, jax.nn.relu(sim), 0.0)
-    weights = _unit_columns(positive)
+    weights = l2_normalize(positive.T).T  # each word's column over the regions
     weights = jnp.where(caption.mask[None, :], weights, -jnp.inf)
     weights = jnp.where(jnp.any(caption.mask), weights, 0.0)
     attended = jax.nn.softmax(weights, axis=1) @ caption.tokens
@@ -57,13 +57,6 @@ def _attended_sentences(
     norm = jnp.where(tiny, 1e-8, jnp.sqrt(jnp.where(tiny, 1.0, squared)))
     cosine = jnp.sum(image.tokens * attended, -1) / norm
     return jnp.sum(jnp.where(image.mask & jnp.any(caption.mask), cosine, 0.0))
-
-
-def _unit_columns(x: jax.Array) -> jax.Array:
-    """x [R, W] with every column divided by max(its norm, 1e-12)."""
-    squared = jnp.sum(jnp.square(x), axis=0, keepdims=True)
-    tiny = squared <= 1e-24
-    return x / jnp.where(tiny, 1e-12, jnp.sqrt(jnp.where(tiny, 1.0, squared)))
 
 
 MODES = ("MrSw", "MrAVGw", "MwSr", "symm", "sum", "mean", "scan-sentences")
