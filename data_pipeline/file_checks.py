@@ -10,6 +10,8 @@ import numpy as np
 
 from data_pipeline.errors import DataError
 
+_LARGEST = float(np.finfo(np.float32).max)
+
 Relation = tuple[int, str, int, float]  # Subject region, predicate, object region, confidence.
 
 
@@ -98,7 +100,7 @@ def parse_relations(line: str, path: Path, number: int) -> list[Relation]:
             confidence = float(score[0]) if score else 1.0
             relations.append((int(subject), predicate, int(target), confidence))
         return relations
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):  # The last one from int(Infinity).
         raise DataError(
             f'{path} line {number} is not a JSON object with "relations": [[region, "predicate", '
             "region, confidence], ...]; write the file again"
@@ -108,9 +110,14 @@ def parse_relations(line: str, path: Path, number: int) -> list[Relation]:
 def encode_relations(
     relations: list[Relation], predicate_ids: dict[str, int], regions: int, where: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A graph's relations as int32 [E, 3] and their confidences as float32 [E]."""
+    """A graph's relations as int32 [E, 3] and their confidences as float32 [E], highest first."""
     triples, scores = [], []
     for subject, predicate, target, confidence in relations:
+        if not abs(confidence) <= _LARGEST:
+            raise DataError(
+                f"{where}: relation {subject} {predicate!r} {target} has confidence {confidence}, "
+                "which is not a finite float32; correct scene_graphs.jsonl"
+            )
         if not (0 <= subject < regions and 0 <= target < regions):
             raise DataError(
                 f"{where}: relation {subject} {predicate!r} {target} names a region that is not in "
@@ -118,4 +125,36 @@ def encode_relations(
             )
         triples.append((subject, predicate_ids[predicate], target))
         scores.append(confidence)
-    return np.array(triples, np.int32).reshape(-1, 3), np.array(scores, np.float32)
+    found = np.array(scores, np.float32)
+    order = np.argsort(-found, kind="stable")
+    return np.array(triples, np.int32).reshape(-1, 3)[order], found[order]
+
+
+def check_relations(
+    relations: np.ndarray, scores: np.ndarray, regions: int, predicates: int, where: str
+) -> None:
+    """DataError unless relations int [E, 3] and scores float [E] are as `schema` promises."""
+    if len(relations) != len(scores):
+        raise DataError(
+            f"{where} has {len(relations)} relations and {len(scores)} relation_scores; give every "
+            "relation one"
+        )
+    wrong = np.flatnonzero(~np.isfinite(scores))
+    if wrong.size:
+        raise DataError(
+            f"{where}: relation {wrong[0]} has confidence {scores[wrong[0]]}; give a finite number"
+        )
+    late = np.flatnonzero(scores[1:] > scores[:-1])
+    if late.size:
+        before, after = scores[late[0] : late[0] + 2]
+        raise DataError(
+            f"{where}: relation {late[0] + 1} has confidence {after} and the one before it "
+            f"{before}; sort relations and relation_scores by descending confidence"
+        )
+    limits = np.array([regions, predicates, regions])
+    wrong = np.flatnonzero(((relations < 0) | (relations >= limits)).any(axis=1))
+    if wrong.size:
+        raise DataError(
+            f"{where}: relation {wrong[0]} is {relations[wrong[0]].tolist()}; its region, "
+            f"predicate, region must be below {limits.tolist()} and not negative"
+        )

@@ -11,11 +11,18 @@ tokenised in Python. Keys of a batch, with B rows, R regions of width F, W token
     object_labels  i32 [B, R]      -1 where absent    caption_id   i64 [B]
     mask           bool [B]        False on filler rows, which only evaluation has
 
+and with max_relations = E > 0, of the relations among these regions, the E most confident ones:
+sorted by descending confidence, then padding, which is 0 wherever the mask is False:
+
+    relations        i32 [B, E, 3]  subject region, predicate, object region
+    relation_scores  f32 [B, E]     confidence
+    relation_mask    bool [B, E]
+
 `caption_id` is the running number of a caption in its split, in `index` order, in training too.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import absl.logging
@@ -23,7 +30,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from data_pipeline.decoding import caption_fields, make_parser
+from data_pipeline.decoding import Fields, caption_fields, make_parser
 from data_pipeline.errors import DataError
 from data_pipeline.region_captions import find_damage, split_info
 from data_pipeline.tokenizer import Tokenizer
@@ -31,6 +38,7 @@ from data_pipeline.tokenizer import Tokenizer
 Batch = dict[str, np.ndarray]
 
 _IMAGE_FIELDS = ("image_id", "regions", "boxes", "object_labels")
+_RELATION_FIELDS = ("relations", "relation_scores")
 _CAPTION_FIELDS = ("image_id", "first_caption", "captions")
 _OPEN_FILES = 8  # Shards read in turn. Fixed: the order of the records depends on it.
 _CAPTION_RECORDS = 256  # Records parsed at a time where only captions are wanted.
@@ -53,6 +61,11 @@ def num_examples(builder: tfds.core.DatasetBuilder, split: str) -> int:
 def feature_width(builder: tfds.core.DatasetBuilder) -> int:
     """F, the width of the region features of all splits."""
     return builder.info.features["regions"].shape[-1]
+
+
+def predicates(builder: tfds.core.DatasetBuilder) -> list[str]:
+    """Names of the predicates that `relations[..., 1]` counts, of all splits; may be empty."""
+    return list(builder.info.metadata["predicates"])
 
 
 def steps_per_epoch(builder: tfds.core.DatasetBuilder, split: str, batch_size: int) -> int:
@@ -79,6 +92,7 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
     shuffle_buffer: int = 4096,
+    max_relations: int = 0,
 ) -> Iterator[Batch]:
     """Endless training batches, one caption drawn an image; a function of the arguments alone.
 
@@ -93,6 +107,7 @@ def train_batches(
         process_index, process_count: processes take every process_count-th row of one stream, so
             that a global batch has the same images however many processes share it.
         shuffle_buffer: records, still serialized, among which the next one is drawn.
+        max_relations: E; 0 for batches without relations.
     """
     steps = steps_per_epoch(builder, split, batch_size)
     if batch_size % process_count:
@@ -100,7 +115,7 @@ def train_batches(
             f"batch_size={batch_size} is not divisible by the {process_count} processes; use "
             f"{batch_size // process_count * process_count or process_count}"
         )
-    parse = make_parser(builder.info.features, (*_IMAGE_FIELDS, *_CAPTION_FIELDS), max_regions)
+    parse = _image_parser(builder, max_regions, max_relations, _CAPTION_FIELDS)
 
     def epochs() -> Iterator[Batch]:
         epoch, first = divmod(start_step, steps)
@@ -122,13 +137,18 @@ def train_batches(
 
 
 def image_batches(
-    builder: tfds.core.DatasetBuilder, *, split: str, batch_size: int, max_regions: int
+    builder: tfds.core.DatasetBuilder,
+    *,
+    split: str,
+    batch_size: int,
+    max_regions: int,
+    max_relations: int = 0,
 ) -> Iterator[Batch]:
     """Every image once, in `index` order: the image half of a batch, with `mask`.
 
     The last batch is filled up with copies of its last image, whose mask is False.
     """
-    parse = make_parser(builder.info.features, _IMAGE_FIELDS, max_regions)
+    parse = _image_parser(builder, max_regions, max_relations)
     batches = _parsed(_in_order(builder, split), batch_size, parse)
     return (_filled(batch, batch_size) for batch in _guarded(batches, builder, split))
 
@@ -169,6 +189,16 @@ def links(builder: tfds.core.DatasetBuilder, split: str) -> Links:
         rows.append(found)
     table = np.concatenate(rows)
     return Links(*table[np.argsort(table[:, 0], kind="stable")].T)
+
+
+def _image_parser(
+    builder: tfds.core.DatasetBuilder, regions: int, relations: int, more: tuple[str, ...] = ()
+) -> Callable[[tf.Tensor], Fields]:
+    """A parser of images padded to so many regions and relations, and of more fields."""
+    if relations < 0:
+        raise DataError(f"max_relations={relations} is negative; use 0 for none")
+    names = _IMAGE_FIELDS + (_RELATION_FIELDS if relations else ()) + more
+    return make_parser(builder.info.features, names, regions, relations)
 
 
 def _in_order(builder: tfds.core.DatasetBuilder, split: str) -> tf.data.Dataset:

@@ -28,6 +28,7 @@ from tensorflow_datasets.core.utils import shard_utils
 from tqdm import tqdm
 
 from data_pipeline.errors import DataError
+from data_pipeline.file_checks import check_relations
 from data_pipeline.sources import Source
 from data_pipeline.tokenizer import find_words
 
@@ -59,8 +60,9 @@ def schema(feature_width: int) -> tfds.features.FeaturesDict:
             "regions": array(np.float16, None, feature_width),
             "boxes": array(np.float32, None, 4),  # [R, 4] x1, y1, x2, y2 in 0..1.
             "object_labels": array(np.int32, None),  # [R], or empty.
-            "relations": array(np.int32, None, 3),  # [E, 3] subject, predicate id, object.
-            "relation_scores": array(np.float32, None),  # [E]
+            # [E, 3] subject, predicate id, object, by descending confidence: the best come first.
+            "relations": array(np.int32, None, 3),
+            "relation_scores": array(np.float32, None),  # [E] their confidences, finite.
             "captions": tfds.features.Sequence(tfds.features.Text()),
             # [L, 4] caption number, first character, one past the last one, region.
             "links": array(np.int32, None, 4),
@@ -108,7 +110,8 @@ class RegionCaptions(tfds.core.GeneratorBasedBuilder, skip_registration=True):  
         seen: set[int] = set()
         records = tqdm(self._source.examples(split), split, total=count, unit=" images")
         for index, record in enumerate(records):
-            _check_record(record, f"{self._source.name}/{split}", index, seen)
+            where = f"{self._source.name}/{split}"
+            _check_record(record, where, index, seen, len(self._source.predicates))
             # Keys spread over the whole key space: with small ones TFDS would sort everything in
             # one bucket, that is to say in memory.
             yield index * (_KEY_SPACE // count), record | {"first_caption": statistics.captions}
@@ -153,7 +156,9 @@ class _Statistics:
         }
 
 
-def _check_record(record: dict[str, Any], where: str, index: int, seen: set[int]) -> None:
+def _check_record(
+    record: dict[str, Any], where: str, index: int, seen: set[int], predicates: int
+) -> None:
     """What a source promises beyond dtypes and shapes, which TFDS checks."""
     image_id = int(record["image_id"])
     if int(record["index"]) != index:
@@ -170,6 +175,13 @@ def _check_record(record: dict[str, Any], where: str, index: int, seen: set[int]
             f"{where} record {index} (image_id {image_id}) has {len(record['regions'])} regions "
             f"and {len(record['captions'])} captions; leave images without either out"
         )
+    check_relations(
+        record["relations"],
+        record["relation_scores"],
+        len(record["regions"]),
+        predicates,
+        f"{where} record {index} (image_id {image_id})",
+    )
     seen.add(image_id)
 
 

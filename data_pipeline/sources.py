@@ -71,7 +71,8 @@ class ScanPrecomp:
         SPLIT_filenames.txt      image files, one a row
         SPLIT_scene_graphs.jsonl one object a row; "relations": [[subject region, "predicate",
                                  object region, confidence], ...]; predicates are numbered in
-                                 alphabetical order over all splits
+                                 alphabetical order over all splits, relations are sorted by
+                                 descending confidence
 
     Only the first two are required; labels.txt lies beside them or in the parent directory. N is n,
     or 5 n where every image is repeated for each of its captions (SCAN's dev and test files): then

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from data_pipeline import input_pipeline
+from data_pipeline import input_pipeline, region_captions
 from data_pipeline.errors import DataError
 from data_pipeline.input_pipeline import (
     caption_batches,
@@ -15,6 +15,7 @@ from data_pipeline.input_pipeline import (
     image_batches,
     links,
     num_examples,
+    predicates,
     steps_per_epoch,
     train_batches,
 )
@@ -26,9 +27,12 @@ STEPS = COUNT // BATCH
 
 
 class Uneven:
-    """COUNT images with 2 to 6 regions, 1 to 4 captions and, on every third, no object labels."""
+    """COUNT images with 2 to 6 regions, 1 to 4 captions and, on every third, no object labels.
 
-    name, labels, predicates, feature_width = "uneven", ["thing"], [], 3
+    They have 0 to 8 relations, whose confidences are quarters, so that many are equal.
+    """
+
+    name, labels, predicates, feature_width = "uneven", ["thing"], ["on", "by"], 3
 
     def splits(self):
         return ["train", "test"]
@@ -48,13 +52,38 @@ class Uneven:
                 "regions": rng.normal(size=(regions, 3)).astype(np.float16),
                 "boxes": rng.uniform(size=(regions, 4)).astype(np.float32),
                 "object_labels": np.arange(regions if index % 3 else 0, dtype=np.int32),
-                "relations": np.zeros((0, 3), np.int32),
-                "relation_scores": np.zeros(0, np.float32),
+                **self.graph(rng, index, regions),
                 "captions": [f"word{index} is caption number{k}" for k in range(captions)],
                 "links": np.array(
                     [[k, k, k + 4, index % regions] for k in range(captions)], np.int32
                 ),
             }
+
+    def graph(self, rng, index, regions):
+        scores = rng.integers(-1, 4, size=index % 9) / 4
+        return {
+            "relations": rng.integers([regions, 2, regions], size=(index % 9, 3)).astype(np.int32),
+            "relation_scores": -np.sort(-scores).astype(np.float32),
+        }
+
+
+class Plain(Uneven):
+    """The same without scene graphs."""
+
+    name, predicates = "plain", []
+
+    def graph(self, rng, index, regions):
+        return {"relations": np.zeros((0, 3), np.int32), "relation_scores": np.zeros(0, np.float32)}
+
+
+class Unsorted(Uneven):
+    """The same with confidences in any order."""
+
+    name = "unsorted"
+
+    def graph(self, rng, index, regions):
+        graph = super().graph(rng, index, regions)
+        return graph | {"relation_scores": rng.permutation(graph["relation_scores"])}
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +179,108 @@ def test_dtypes_and_shapes_are_the_contract(batches):
         "caption_id": ("int64", (BATCH,)),
         "mask": ("bool", (BATCH,)),
     }
+
+
+RELATION_KEYS = {"relations", "relation_scores", "relation_mask"}
+
+
+def stored_records(builder):
+    """Image id -> record, as TFDS itself reads the dataset."""
+    stored = builder.as_dataset(split="train").as_numpy_iterator()
+    return {int(record["image_id"]): record for record in stored}
+
+
+def expected_relations(record, count):
+    """The rows of one image, made by hand: drop what was cut away, sort, cut, pad."""
+    found = zip(record["relation_scores"].tolist(), record["relations"].tolist(), strict=True)
+    found = [(score, row) for score, row in found if row[0] < REGIONS and row[2] < REGIONS]
+    found = sorted(found, key=lambda pair: -pair[0])[:count]
+    padding = count - len(found)
+    return {
+        "relations": [row for _, row in found] + [[0, 0, 0]] * padding,
+        "relation_scores": [score for score, _ in found] + [0.0] * padding,
+        "relation_mask": [True] * len(found) + [False] * padding,
+    }
+
+
+def check_relations(batch, records, count):
+    shapes = {"relations": (count, 3), "relation_scores": (count,), "relation_mask": (count,)}
+    dtypes = {"relations": np.int32, "relation_scores": np.float32, "relation_mask": bool}
+    rows = [expected_relations(records[int(image_id)], count) for image_id in batch["image_id"]]
+    for key in RELATION_KEYS:
+        assert batch[key].dtype == dtypes[key] and batch[key].shape == (len(rows), *shapes[key])
+        np.testing.assert_array_equal(batch[key], [row[key] for row in rows], err_msg=key)
+
+
+# One, fewer than most images have, as many as the longest record has, more than any.
+@pytest.mark.parametrize("count", [1, 3, 8, 20])
+def test_relations_are_the_best_among_the_regions_kept(builder, batches, count):
+    records = stored_records(builder)
+    for batch in batches(STEPS, max_relations=count):
+        check_relations(batch, records, count)
+    arguments = {"split": "train", "batch_size": BATCH, "max_regions": REGIONS}
+    stream = list(image_batches(builder, **arguments, max_relations=count))
+    ids = np.concatenate([batch["image_id"][batch["mask"]] for batch in stream])
+    assert ids.tolist() == list(records)
+    for batch in stream:
+        check_relations(batch, records, count)
+
+
+def test_the_relations_tried_have_every_difficulty(builder):
+    records = stored_records(builder).values()
+    lost = [(record["relations"][:, ::2] >= REGIONS).any(axis=1) for record in records]
+    assert any(len(cut) == 0 for cut in lost) and any(cut.any() for cut in lost)
+    assert any(cut[:3].any() and not cut[3:].all() for cut in lost)  # A later one moves up.
+    assert any(not cut.any() and len(cut) > 3 for cut in lost)
+    scores = [record["relation_scores"] for record in records]
+    assert any(len(s) > 3 and s[2] == s[3] for s in scores)  # A tie where E = 3 cuts.
+    assert any((s < 0).any() for s in scores)  # Negative ones precede padding all the same.
+
+
+def test_only_relations_are_added(builder, batches):
+    arguments = {"split": "train", "batch_size": BATCH, "max_regions": REGIONS}
+    images = lambda **more: list(image_batches(builder, **arguments, **more))
+    for make in (images, lambda **more: batches(2, **more)):
+        without, added = make(), make(max_relations=2)
+        assert not RELATION_KEYS & without[0].keys()
+        assert_same(make(max_relations=0), without)
+        for batch in added:
+            for key in RELATION_KEYS:
+                del batch[key]
+        assert_same(added, without)
+
+
+def test_a_late_start_and_processes_continue_the_same_relations(batches):
+    whole = batches(2 * STEPS + 3, max_relations=3)
+    for start in (1, STEPS + 2):
+        assert_same(batches(STEPS, start_step=start, max_relations=3), whole[start : start + STEPS])
+    part = batches(3, process_index=1, process_count=2, max_relations=3)
+    assert_same(part, [{key: value[1::2] for key, value in batch.items()} for batch in whole[:3]])
+
+
+def test_without_scene_graphs_every_relation_is_padding(tmp_path):
+    build_dataset(Plain(), tmp_path)
+    plain = open_dataset(tmp_path, "plain")
+    assert predicates(plain) == []
+    arguments = {"split": "train", "batch_size": BATCH, "max_regions": REGIONS}
+    for batch in image_batches(plain, **arguments, max_relations=5):
+        assert batch["relations"].shape == (BATCH, 5, 3) and not batch["relations"].any()
+        assert batch["relation_scores"].shape == batch["relation_mask"].shape == (BATCH, 5)
+        assert not batch["relation_scores"].any() and not batch["relation_mask"].any()
+
+
+def test_unsorted_relations_are_refused_and_where_stored_still_cut_right(tmp_path, monkeypatch):
+    with pytest.raises(DataError, match="sort relations and relation_scores by descending"):
+        build_dataset(Unsorted(), tmp_path)
+    # As datasets were built before sources had to sort.
+    monkeypatch.setattr(region_captions, "check_relations", lambda *_: None)
+    build_dataset(Unsorted(), tmp_path)
+    builder = open_dataset(tmp_path, "unsorted")
+    records = stored_records(builder)
+    assert any((np.diff(record["relation_scores"]) > 0).any() for record in records.values())
+    arguments = {"split": "train", "batch_size": BATCH, "max_regions": REGIONS}
+    for batch in image_batches(builder, **arguments, max_relations=3):
+        check_relations(batch, records, 3)
 
 
 def test_an_epoch_shows_no_image_twice_and_epochs_differ(batches, records):
@@ -256,10 +387,12 @@ def test_links_point_from_captions_to_regions(builder, records):
 def test_sizes_and_mistakes(builder, batches, tokenizer):
     assert (num_examples(builder, "train"), feature_width(builder)) == (COUNT, 3)
     assert steps_per_epoch(builder, "train", BATCH) == STEPS
+    assert predicates(builder) == ["on", "by"]
     for attempt, what in (
         (lambda: num_examples(builder, "val"), "no split 'val'; use one of: train, test"),
         (lambda: batches(1, batch_size=COUNT + 1), "has 43 images; use 1 to 43"),
         (lambda: batches(1, process_count=3), "batch_size=8 is not divisible by the 3 processes"),
+        (lambda: batches(1, max_relations=-1), "max_relations=-1 is negative; use 0 for none"),
     ):
         with pytest.raises(DataError) as caught:
             attempt()

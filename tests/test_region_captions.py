@@ -45,7 +45,7 @@ def record(index, regions=2, captions=("A dog .", "Dog's dog"), **changes):
         "regions": np.full((regions, 2), index, np.float16),
         "boxes": np.linspace(0, 1, regions * 4, dtype=np.float32).reshape(regions, 4),
         "object_labels": np.arange(regions, dtype=np.int32),
-        "relations": np.array([[0, 0, 1]] * (index % 3), np.int32).reshape(-1, 3),
+        "relations": np.array([[0, 0, regions - 1]] * (index % 3), np.int32).reshape(-1, 3),
         "relation_scores": np.full(index % 3, 0.5, np.float32),
         "captions": list(captions),
         "links": np.array([[1, 0, 3, 0]] * (index % 2), np.int32).reshape(-1, 4),
@@ -92,6 +92,14 @@ def test_metadata_and_shards(tmp_path):
     assert open_dataset(tmp_path, "three").info.splits["train"].num_shards == 3
 
 
+def graph(*relations):
+    """The keys of a scene graph given as (subject, predicate, object, confidence)."""
+    return {
+        "relations": np.array([row[:3] for row in relations], np.int32).reshape(-1, 3),
+        "relation_scores": np.array([row[3] for row in relations], np.float32),
+    }
+
+
 @pytest.mark.parametrize(
     ("records", "expected"),
     [
@@ -100,11 +108,26 @@ def test_metadata_and_shards(tmp_path):
         ([record(0, image_id=np.int64(2**31))], "image_id 2147483648"),
         ([record(0, regions=0)], "0 regions and 2 captions"),
         ([record(0, captions=())], "2 regions and 0 captions"),
+        (
+            [record(0), record(1, **graph((0, 0, 1, 1), (1, 0, 0, 0.25), (0, 0, 0, 0.5)))],
+            "handmade/train record 1 (image_id 101): relation 2 has confidence 0.5 and the one "
+            "before it 0.25; sort relations and relation_scores by descending confidence",
+        ),
+        (
+            [record(0, **graph((0, 0, 1, 1), (0, 0, 1, np.nan)))],
+            "record 0 (image_id 100): relation 1 has confidence nan; give a finite number",
+        ),
+        ([record(0, **graph((0, 0, 1, np.inf)))], "relation 0 has confidence inf"),
+        ([record(0, relation_scores=np.ones(1, np.float32))], "0 relations and 1 relation_scores"),
+        ([record(0, **graph((0, 0, 1, 1), (0, 0, 2, 1)))], "relation 1 is [0, 0, 2]; its region,"),
+        ([record(0, **graph((-1, 0, 1, 1)))], "relation 0 is [-1, 0, 1]"),
+        ([record(0, **graph((0, 1, 1, 1)))], "must be below [2, 1, 2] and not negative"),
     ],
 )
 def test_broken_promises_of_a_source(tmp_path, records, expected):
-    with pytest.raises(DataError, match=expected):
+    with pytest.raises(DataError) as caught:
         build_dataset(Handmade(records), tmp_path)
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
     assert not dataset_path(tmp_path, "handmade").exists()
 
 

@@ -105,6 +105,20 @@ def test_splits_come_in_the_usual_order_and_predicates_from_all(directory):
     assert ScanPrecomp(directory, splits=["dev"]).predicates == ["dev by", "on"]
 
 
+def test_relations_are_sorted_by_confidence(directory):
+    graph = [[0, "by", 1, 0.5], [1, "on", 2], [2, "on", 0, 0.75], [2, "by", 1, 0.5]]
+    lines = [graph, [], graph[::-1], graph[:1]]
+    text = "\n".join(json.dumps({"relations": line}) for line in lines)
+    (directory / "train_scene_graphs.jsonl").write_text(text)
+    records = list(ScanPrecomp(directory).examples("train"))
+    # Equal ones stay in their order; a confidence not given is 1.
+    best = [[1, 1, 2], [2, 1, 0]]
+    expected = [[*best, [0, 0, 1], [2, 0, 1]], [], [*best, [2, 0, 1], [0, 0, 1]], [[0, 0, 1]]]
+    assert [record["relations"].tolist() for record in records] == expected
+    scores = [[1, 0.75, 0.5, 0.5], [], [1, 0.75, 0.5, 0.5], [0.5]]
+    assert [record["relation_scores"].tolist() for record in records] == scores
+
+
 def test_boxes_a_pixel_outside_are_clipped(directory):
     boxes = np.load(directory / "train_boxes.npy")
     boxes[1, 2] = [-0.5, -1, 100.9, 81]
@@ -178,6 +192,18 @@ MISTAKES = {
     "relation without predicate": (
         edit_text("scene_graphs.jsonl", lambda d: d.replace(b'"on"', b"4", 1)),
         "train_scene_graphs.jsonl line 1",
+    ),
+    "region without end": (
+        edit_text("scene_graphs.jsonl", lambda d: d.replace(b"[0, ", b"[Infinity, ", 1)),
+        "train_scene_graphs.jsonl line 1",
+    ),
+    "confidence": (
+        edit_text("scene_graphs.jsonl", lambda d: d.replace(b"0.25", b"NaN", 1)),
+        "row 0: relation 2 'train by' 0 has confidence nan",
+    ),
+    "confidence too large": (
+        edit_text("scene_graphs.jsonl", lambda d: d.replace(b"0.25", b"1e39", 1)),
+        "relation 2 'train by' 0 has confidence 1e+39, which is not a finite float32",
     ),
 }
 
