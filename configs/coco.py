@@ -1,32 +1,26 @@
-"""TERAN and TERN on MS-COCO with the published hyper-parameters (mesnico/TERAN, configs/).
+"""MS-COCO, with the published hyper-parameters of each model.
 
   python -m xmodal_jax.main --config=configs/coco.py:teran --workdir=runs/coco
   python -m xmodal_jax.main --config=configs/coco.py:teran --workdir=runs/coco --mode=evaluate \\
     --config.evaluate.split=test --config.evaluate.protocol=5fold
 
-Variants: teran, teran_shared, teran_symm, teran_mwsr, tern.
+Variants: all of configs/models.py.
 """
 
 import ml_collections
 
-from configs import common
+from configs import common, models
 
 CAPTIONS = 113_287 * 5  # Karpathy's training split with restval
-BATCH = 40
 
 
 def get_config(variant: str = "teran") -> ml_collections.ConfigDict:
-    """The configuration of one variant."""
+    """The configuration of one model."""
     config = common.get_config()
     config.data.name = "coco"
-    config.data.tokenizer = "bert-base-uncased"
-    config.data.max_tokens = 88
-    config.model.text.pretrained = "bert-base-uncased"
-    config.loss.positives = "diagonal"
-    epoch = CAPTIONS // BATCH
-    config.train.batch_size = BATCH
-    config.train.steps = 30 * epoch
-    config.optimizer.decay_steps = (20 * epoch,)
-    config.evaluate.batch_size = BATCH
-    common.apply_variant(config, variant)
-    return config
+    models.apply(config, variant, CAPTIONS)
+    if variant.startswith("scan"):
+        models.recipe(config, CAPTIONS, learning_rate=5e-4, epochs=20, decay_epoch=10)
+    if variant in ("saf", "sgr"):
+        models.recipe(config, CAPTIONS, learning_rate=2e-4, epochs=20, decay_epoch=10)
+    return common.locked(config)

@@ -6,9 +6,11 @@ locked, so that a misspelt field is an error that names its nearest relative.
 
 import ml_collections
 
+from configs import models
+
 
 def get_config() -> ml_collections.ConfigDict:
-    """The defaults, which are those of TERAN where the paper gives one."""
+    """The defaults; `models.apply` sets those of a model."""
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.init_from = ""  # weights to start from: a TERAN .pth.tar or .safetensors, or an export
@@ -23,31 +25,10 @@ def get_config() -> ml_collections.ConfigDict:
     data.min_word_count = 1  # for "words": rarer words of the training captions are unknown
     data.max_regions = 36  # regions an image is padded or cut to
     data.max_tokens = 32  # tokens a caption is padded or cut to, [CLS] and [SEP] included
+    data.max_relations = 0  # most confident relations of an image, for a model with scene graphs
     data.shuffle_buffer = 4096  # records
 
-    config.model = model = ml_collections.ConfigDict()
-    model.name = "teran"
-    model.text = text = ml_collections.ConfigDict()
-    text.pretrained = ""  # directory with a Hugging Face BERT; its sizes replace those below
-    text.num_layers = 6  # the first layers are used
-    text.width = 768
-    text.num_heads = 12
-    text.mlp_dim = 3072
-    text.dropout = 0.1
-    model.text_layers = 0  # transformer layers after BERT
-    model.box_encoding = "concat-and-process"  # or project-and-sum, none
-    model.region_layers = 4  # at the width of the region features
-    model.embed_dim = 1024
-    model.top_layers = 2  # on each side, at embed_dim
-    model.shared_top = False  # one stack of top layers for both sides
-    model.num_heads = 4
-    model.mlp_dim = 2048
-    model.dropout = 0.1
-    model.score = "alignment"  # or pooled (TERN)
-    model.alignment = "MrSw"  # MrSw MrAVGw MwSr symm sum mean scan-sentences
-    model.pooling = "first"  # first mean sum sum-and-map gated gru
-    model.teran_parity = False  # padding as in the public TERAN code; for its published weights
-    model.dtype = "float32"  # of computation; bfloat16 on TPUs and GPUs
+    config.model = models.teran_section()  # another model has other fields: configs/models.py
 
     config.loss = loss = ml_collections.ConfigDict()
     loss.kind = "hinge"  # or info_nce, sigmoid
@@ -56,6 +37,12 @@ def get_config() -> ml_collections.ConfigDict:
     loss.temperature = 0.05  # info_nce, sigmoid
     loss.bias = -10.0  # sigmoid
     loss.pooled_weight = 0.0  # adds the same loss on the pooled vectors, with this weight
+    # Pair models: score each pair of the batch with so many negatives on either side, drawn by the
+    # scores of the first stage, which loss.pooled_weight trains; 0: with the whole batch.
+    loss.candidates = 0
+    loss.distill_weight = 0.0  # tern_distilled: the pooled vectors learn the alignment's ranking
+    loss.distill_temperature = 0.05  # of the pooled scores, and
+    loss.teacher_temperature = 0.05  # of the alignment scores
     loss.positives = "image"  # captions of one image are no negatives; "diagonal": the papers'
     loss.chunk = 0  # captions scored at once; 0: chosen by memory
 
@@ -80,6 +67,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.train = train = ml_collections.ConfigDict()
     train.steps = 1000
     train.batch_size = 40  # over all devices
+    # Encode a batch in so many parts, one after another: the activations of one part are held at a
+    # time and computed twice. Scores and loss are of the whole batch all the same.
+    train.encode_parts = 1
     train.log_every = 10  # steps
     train.evaluate_every = 500
     train.checkpoint_every = 500
@@ -90,6 +80,9 @@ def get_config() -> ml_collections.ConfigDict:
     evaluate.protocol = "full"  # or 5fold (COCO 1K)
     evaluate.batch_size = 100
     evaluate.pointing = False  # word-to-region accuracy, where the data has true links
+    # Pair models: score only the k best of the first stage, for each query; 0: every pair.
+    evaluate.rerank_top_k = 0
+    evaluate.score = "model"  # or pooled: the dot product of the pooled vectors alone
 
     config.mesh = mesh = ml_collections.ConfigDict()
     mesh.data = -1  # devices over which a batch is split; -1: all that remain
@@ -99,15 +92,7 @@ def get_config() -> ml_collections.ConfigDict:
     return config.lock()
 
 
-def apply_variant(config: ml_collections.ConfigDict, variant: str) -> None:
-    """Turns a TERAN configuration into one of its published variants, or into TERN."""
-    changes = {
-        "teran": {},
-        "teran_shared": {"shared_top": True},
-        "teran_symm": {"alignment": "symm"},
-        "teran_mwsr": {"alignment": "MwSr"},
-        "tern": {"score": "pooled"},
-    }
-    if variant not in changes:
-        raise ValueError(f"variant {variant!r} is not known; use one of {', '.join(changes)}")
-    config.model.update(changes[variant])
+def locked(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The configuration with all of its sections locked, those that were put in later too."""
+    config.unlock()
+    return config.lock()

@@ -1,31 +1,27 @@
-"""TERAN and TERN on Flickr30K with the published hyper-parameters (mesnico/TERAN, configs/).
+"""Flickr30K, with the published hyper-parameters of each model.
 
   python -m xmodal_jax.main --config=configs/flickr30k.py:teran --workdir=runs/f30k
 
-Variants: teran, teran_shared, teran_symm, teran_mwsr, tern.
+Variants: all of configs/models.py.
 """
 
 import ml_collections
 
-from configs import common
+from configs import common, models
 
 CAPTIONS = 29_000 * 5
-BATCH = 30
 
 
 def get_config(variant: str = "teran") -> ml_collections.ConfigDict:
-    """The configuration of one variant."""
+    """The configuration of one model."""
     config = common.get_config()
     config.data.name = "flickr30k"
-    config.data.tokenizer = "bert-base-uncased"
-    config.data.max_tokens = 88
-    config.model.text.pretrained = "bert-base-uncased"
-    config.loss.positives = "diagonal"
-    epoch = CAPTIONS // BATCH
-    config.train.batch_size = BATCH
-    config.train.steps = 30 * epoch
-    config.optimizer.decay_steps = (20 * epoch,)
-    config.optimizer.warmup_steps = 1000
-    config.evaluate.batch_size = BATCH
-    common.apply_variant(config, variant)
-    return config
+    models.apply(config, variant, CAPTIONS)
+    if config.model.name == "teran":
+        models.recipe(
+            config, CAPTIONS, batch_size=30, learning_rate=1e-5, epochs=30, decay_epoch=20
+        )
+        config.optimizer.warmup_steps = 1000
+    if variant == "vsrn":
+        models.recipe(config, CAPTIONS, learning_rate=2e-4, epochs=30, decay_epoch=10)
+    return common.locked(config)

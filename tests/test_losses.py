@@ -68,6 +68,24 @@ def test_sigmoid_equals_loops():
     np.testing.assert_allclose(ours, total / 3, rtol=1e-6)
 
 
+def test_listwise_distillation_equals_loops_and_leaves_the_teacher_alone():
+    rng = np.random.default_rng(0)
+    scores, teacher = rng.normal(size=(2, 4, 4))
+    total = 0.0
+    for ours, theirs in ((scores, teacher), (scores.T, teacher.T)):
+        for i in range(4):
+            chance = np.exp(theirs[i] / 0.5) / np.sum(np.exp(theirs[i] / 0.5))
+            fitted = np.exp(ours[i] / 0.2) / np.sum(np.exp(ours[i] / 0.2))
+            total -= sum(p * np.log(q) for p, q in zip(chance, fitted, strict=True)) / 8
+    loss = lambda s, t: losses.listwise_distillation(s, t, temperature=0.2, teacher_temperature=0.5)
+    value, grads = jax.value_and_grad(loss, (0, 1))(jnp.asarray(scores), jnp.asarray(teacher))
+    np.testing.assert_allclose(value, total, rtol=1e-6)
+    assert np.any(grads[0]) and not np.any(grads[1])
+    # No gradient where the two agree.
+    grad = jax.grad(loss)(jnp.asarray(teacher * 0.2), jnp.asarray(teacher * 0.5))
+    np.testing.assert_allclose(grad, 0, atol=1e-6)
+
+
 def test_warm_up_uses_all_negatives_first():
     config = common.get_config().loss
     config.sum_steps = 10

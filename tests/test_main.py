@@ -18,7 +18,7 @@ from xmodal_jax import export
 
 ROOT = Path(__file__).parents[1]
 # One device, as on a laptop; test_partitioning.py has the meshes.
-ENVIRONMENT = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+ENVIRONMENT = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=1"}
 
 STEPS = 30
 CONFIG = f"""

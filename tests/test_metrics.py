@@ -77,6 +77,26 @@ def test_five_folds_are_consecutive_and_averaged():
         metrics.protocol_metrics(scores[:9], images[:9], captions, "5fold")
 
 
+def test_folds_are_index_pairs():
+    images, captions = np.array([4, 2, 9, 7, 1]), np.array([9, 4, 2, 7, 1, 4])
+    found = [
+        (np.arange(5)[rows].tolist(), np.arange(6)[columns].tolist())
+        for rows, columns in metrics.folds(images, captions, "5fold")
+    ]
+    assert found == [([0], [1, 5]), ([1], [2]), ([2], [0]), ([3], [3]), ([4], [4])]
+    [(rows, columns)] = metrics.folds(images, captions, "full")
+    assert len(images[rows]) == 5 and len(captions[columns]) == 6
+    with pytest.raises(ValueError, match="'7fold' is not known; use full or 5fold"):
+        list(metrics.folds(images, captions, "7fold"))
+
+
+def test_metrics_of_ranks_by_hand():
+    found = metrics.rank_metrics(np.array([0.0, 7.0]), np.array([0.0, 0.0, 3.0, 30.0]))
+    assert [found[f"i2t/r{k}"] for k in (1, 5, 10)] == [50, 50, 100]
+    assert [found[f"t2i/r{k}"] for k in (1, 5, 10)] == [50, 75, 75]
+    assert found["rsum"] == 400 and found["t2i/mean_rank"] == 9.25
+
+
 def test_a_score_that_is_not_finite_is_named():
     scores = np.zeros((2, 3))
     scores[1, 2] = np.nan

@@ -1,4 +1,4 @@
-"""Meshes and rules; a step on a mesh of four devices equals the step on one."""
+"""Meshes and rules; a step on a mesh of eight devices equals the step on one."""
 
 import jax
 import jax.numpy as jnp
@@ -66,21 +66,21 @@ def test_all_meshes_give_the_same_losses():
         axis_types=(jax.sharding.AxisType.Auto,) * 2,
     )
     expected, _ = run_steps(one, ())
-    for data, model, rules in ((4, 1, ()), (2, 2, FULLY_SHARDED), (4, 1, FULLY_SHARDED)):
+    for data, model, rules in ((8, 1, ()), (4, 2, FULLY_SHARDED), (8, 1, FULLY_SHARDED)):
         losses, state = run_steps(partitioning.make_mesh(data, model), rules)
         np.testing.assert_allclose(losses, expected, rtol=2e-5)
         kernel = state.params["bert"]["layer_0"]["mlp_in"]["kernel"]
         moment = state.opt_state[1].mu["bert"]["layer_0"]["mlp_in"]["kernel"]
-        share = 8 * 16 // (4 if rules else 1)
+        share = 8 * 16 // (8 if rules else 1)
         for array in (kernel, moment):
             assert {shard.data.size for shard in array.addressable_shards} == {share}
 
 
 def test_mistakes_name_the_thing_and_the_remedy():
-    with pytest.raises(UserError, match=r"mesh.data=3 x mesh.model=1.*4; set mesh.data=-1"):
+    with pytest.raises(UserError, match=r"mesh.data=3 x mesh.model=1.*8; set mesh.data=-1"):
         partitioning.make_mesh(3)
     mesh = partitioning.make_mesh()
-    with pytest.raises(UserError, match=r"batch_size=10 is not divisible by the 4 .*use 8 or 12"):
+    with pytest.raises(UserError, match=r"batch_size=10 is not divisible by the 8 .*use 8 or 16"):
         partitioning.check_batch_size(10, mesh, "train.batch_size")
     tree = {"dense": {"kernel": jnp.zeros((6, 8))}}
     with pytest.raises(UserError, match=r"dense/kernel of shape \(6, 8\): 6 is not divisible"):

@@ -1,4 +1,4 @@
-"""TERAN beyond the golden values: padding, special tokens, dropout, bfloat16, poolings."""
+"""TERAN beyond the golden values: padding, special tokens, dropout, bfloat16."""
 
 import dataclasses
 
@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from xmodal_jax.errors import UserError
 from xmodal_jax.models.bert import BertConfig
-from xmodal_jax.models.layers import POOLINGS, Pooling
 from xmodal_jax.models.teran import Teran, TeranConfig
 
 CONFIG = TeranConfig(
@@ -110,17 +110,7 @@ def test_dropout_acts_in_training_only_and_follows_its_key():
     assert np.abs(noisy.tokens - other.tokens).max() > 1e-3
 
 
-def test_mean_pooling_by_hand():
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 3)), jnp.float32)
-    mask = jnp.array([[True, True, True, False], [True, True, False, False]])
-    pooled = Pooling("mean").apply({}, x, mask)
-    # The CLS slot, position 0, is not counted.
-    np.testing.assert_allclose(pooled[0], (x[0, 1] + x[0, 2]) / 2, atol=1e-6)
-    np.testing.assert_allclose(pooled[1], x[1, 1], atol=1e-6)
-
-
-def test_unknown_names_are_listed():
-    for field, value in (("pooling", "max"), ("box_encoding", "polar")):
-        with pytest.raises(ValueError, match=f"{field}.*{value}"):
-            Teran(dataclasses.replace(CONFIG, **{field: value})).init(jax.random.key(0), batch())
-    assert "mean" in POOLINGS
+def test_unknown_box_encodings_are_listed():
+    config = dataclasses.replace(CONFIG, box_encoding="polar")
+    with pytest.raises(UserError, match="box_encoding 'polar' is not one of concat-and-process"):
+        Teran(config).init(jax.random.key(0), batch())

@@ -1,16 +1,16 @@
 """Evaluation and export of a trained run's best parameters."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from xmodal_jax import export as export_lib
 from xmodal_jax.checkpoint import Checkpointer
 from xmodal_jax.errors import UserError
-from xmodal_jax.experiment import FREE_FIELDS, Experiment, claim_workdir, has_checkpoint
+from xmodal_jax.experiment import Experiment
+from xmodal_jax.workdir import FREE_FIELDS, claim_workdir, has_checkpoint, write_json
 
 
-def _best_params(experiment: Experiment, workdir: Path) -> tuple[int, Any]:
+def best_params(experiment: Experiment, workdir: Path) -> tuple[int, Any]:
     """Step and parameters of the workdir's best checkpoint, or the weights of init_from at 0."""
     if not has_checkpoint(workdir):
         if experiment.config.init_from:
@@ -20,6 +20,11 @@ def _best_params(experiment: Experiment, workdir: Path) -> tuple[int, Any]:
             "--config.init_from"
         )
     claim_workdir(workdir, experiment.config, (*FREE_FIELDS, "evaluate"))
+    return restore_best(experiment, workdir)
+
+
+def restore_best(experiment: Experiment, workdir: Path) -> tuple[int, Any]:
+    """Step and parameters of the best checkpoint of a workdir, which has one of this very model."""
     checkpointer = Checkpointer(workdir, experiment.config.train.keep)
     found = checkpointer.restore_params(experiment.abstract, experiment.shardings)
     checkpointer.close()
@@ -29,17 +34,30 @@ def _best_params(experiment: Experiment, workdir: Path) -> tuple[int, Any]:
 def evaluate(config: Any, workdir: Path) -> dict[str, float]:
     """Prints the metrics of `config.evaluate` as a table, and writes them to the workdir."""
     experiment = Experiment.create(config)
-    step, params = _best_params(experiment, workdir)
+    step, params = best_params(experiment, workdir)
     found = {k: v for e in experiment.evaluators(progress=True) for k, v in e.run(params)}
     split, protocol = config.evaluate.split, config.evaluate.protocol
     values = {name.removeprefix(split + "/"): value for name, value in found.items()}
+    kind, scoring = experiment.model.kind, describe_scoring(config.evaluate)
     print(f"{split} split, protocol {protocol}, parameters of step {step}")
+    print(f"model of kind {kind}, {scoring}")
     print(table(values))
     workdir.mkdir(parents=True, exist_ok=True)
-    path = workdir / f"evaluation_{split}_{protocol}.json"
-    content = {"step": step, "split": split, "protocol": protocol, "metrics": values}
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    suffix = "_pooled" if config.evaluate.score == "pooled" else ""
+    path = workdir / f"evaluation_{split}_{protocol}{suffix}.json"
+    content = {"step": step, "split": split, "protocol": protocol, "kind": kind}
+    content |= {"scoring": scoring, "metrics": values}
+    write_json(path, content)
     return values
+
+
+def describe_scoring(config: Any) -> str:
+    """How the section `evaluate` of a configuration has pairs scored, in a few words."""
+    if config.score == "pooled":
+        return "first stage only"
+    if config.rerank_top_k:
+        return f"re-ranked {config.rerank_top_k} of the first stage"
+    return "exact"
 
 
 def table(values: dict[str, float]) -> str:
@@ -58,7 +76,7 @@ def table(values: dict[str, float]) -> str:
 def export(config: Any, workdir: Path) -> None:
     """Writes the best parameters, the model's sizes and the tokenizer to WORKDIR/export."""
     experiment = Experiment.create(config)
-    step, params = _best_params(experiment, workdir)
+    step, params = best_params(experiment, workdir)
     directory = workdir / "export"
     export_lib.save(
         directory,
@@ -67,6 +85,7 @@ def export(config: Any, workdir: Path) -> None:
         experiment.tokenizer,
         config,
         experiment.feature_width,
+        experiment.num_predicates,
     )
     print(f"parameters of step {step} exported to {directory}")
     print(f'load them with: xmodal_jax.export.load("{directory}")')

@@ -1,7 +1,6 @@
 """The pieces of a run that training, evaluation and export share, made from a configuration."""
 
 import dataclasses
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import jax
 import ml_collections
 import numpy as np
 import optax
+from absl import logging
 from flax.traverse_util import flatten_dict
 
 from data_pipeline import input_pipeline, region_captions
@@ -20,15 +20,13 @@ from xmodal_jax.errors import UserError
 from xmodal_jax.evaluators import Evaluator
 from xmodal_jax.evaluators.encoding import Encoder
 from xmodal_jax.evaluators.pointing import PointingEvaluator
-from xmodal_jax.evaluators.retrieval import RetrievalEvaluator
+from xmodal_jax.evaluators.reranking import RerankingEvaluator
+from xmodal_jax.evaluators.retrieval import RetrievalEvaluator, check_scoring
 from xmodal_jax.models import build_model, pretrained
 from xmodal_jax.models.batch import batch_spec
+from xmodal_jax.models.bert import BertConfig
+from xmodal_jax.models.teran import Teran
 from xmodal_jax.retrieval.metrics import PROTOCOLS
-
-# Changing these does not change what a run computes, so that a workdir admits it.
-FREE_FIELDS = ("data.dir", "mesh", "partition_rules", "train.keep", "evaluate.batch_size")
-# Directories of an installation, compared by their last names: a checkout may move.
-_DIRECTORIES = ("data.tokenizer", "model.text.pretrained")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +37,7 @@ class Experiment:
     dataset: Any  # TFDS builder
     tokenizer: Tokenizer
     feature_width: int
+    num_predicates: int  # of the data's scene graphs
     mesh: jax.sharding.Mesh
     model: nn.Module
     tx: optax.GradientTransformation
@@ -52,6 +51,12 @@ class Experiment:
         check_config(config)
         mesh = partitioning.make_mesh(config.mesh.data, config.mesh.model)
         partitioning.check_batch_size(config.train.batch_size, mesh, "train.batch_size")
+        parts = config.train.encode_parts
+        if config.train.batch_size % (parts * mesh.shape["data"]):
+            raise UserError(
+                f"train.encode_parts={parts} parts on {mesh.shape['data']} device(s) do not divide "
+                f"train.batch_size={config.train.batch_size}; use fewer parts"
+            )
         partitioning.check_batch_size(config.evaluate.batch_size, mesh, "evaluate.batch_size")
         dataset = open_dataset(config.data)
         # Now, and not at the first evaluation, hours later.
@@ -65,18 +70,31 @@ class Experiment:
         width = input_pipeline.feature_width(dataset)
         counts = dataset.info.metadata["word_counts"]
         tokenizer = make_tokenizer(config.data.tokenizer, counts, config.data.min_word_count)
-        model = build_model(config.model, width, tokenizer.vocab_size)
-        if config.data.max_tokens > model.config.text.max_positions:
+        num_predicates = len(input_pipeline.predicates(dataset))
+        _check_scene_graphs(config, num_predicates)
+        model = build_model(config.model, width, tokenizer.vocab_size, num_predicates)
+        text = model.config.text
+        if isinstance(text, BertConfig) and config.data.max_tokens > text.max_positions:
             raise UserError(
                 f"data.max_tokens={config.data.max_tokens} is more than the text encoder's "
-                f"{model.config.text.max_positions} positions; use that or less"
+                f"{text.max_positions} positions; use that or less"
             )
         params = train_state.abstract_params(model, batch_spec(config, width))
         tx, schedule = optimizer.make_optimizer(config.optimizer, params, config.train.steps)
         abstract = train_state.abstract_state(params, tx)
         shardings = partitioning.shardings(abstract, config.partition_rules, mesh)
         return cls(
-            config, dataset, tokenizer, width, mesh, model, tx, schedule, abstract, shardings
+            config,
+            dataset,
+            tokenizer,
+            width,
+            num_predicates,
+            mesh,
+            model,
+            tx,
+            schedule,
+            abstract,
+            shardings,
         )
 
     def new_state(self) -> train_state.TrainState:
@@ -92,11 +110,17 @@ class Experiment:
         if config.init_from and Path(config.init_from).is_dir():
             return self._exported_weights()
         if config.init_from:
+            if not isinstance(self.model, Teran):
+                raise UserError(
+                    f"init_from={config.init_from} is a file, which only TERAN reads; give the "
+                    f"directory of an export of this {config.model.name}"
+                )
             tensors = pretrained.read_state_dict(config.init_from)
             return pretrained.params_from_state_dict(tensors, self.model.config)
-        if config.model.text.pretrained:
+        if config.model.text.get("pretrained"):
             directory = pretrained.find(config.model.text.pretrained)
-            return {"bert": pretrained.bert_params(directory, self.model.config.text)}
+            bert = {"bert": pretrained.bert_params(directory, self.model.config.text)}
+            return bert if isinstance(self.model, Teran) else {"text_encoder": bert}
         return {}
 
     def _exported_weights(self) -> dict[str, Any]:
@@ -128,6 +152,7 @@ class Experiment:
             input_pipeline.image_batches,
             self.dataset,
             max_regions=self.config.data.max_regions,
+            max_relations=self.config.data.max_relations,
             **common,
         )
         captions = partial(
@@ -138,8 +163,14 @@ class Experiment:
             **common,
         )
         prefix = c.split + "/"
+        check_scoring(c.score, c.rerank_top_k, self.model.kind)
+        chosen = (
+            partial(RerankingEvaluator, top_k=c.rerank_top_k)
+            if c.rerank_top_k
+            else partial(RetrievalEvaluator, score=c.score)
+        )
         out: list[Evaluator] = [
-            RetrievalEvaluator(
+            chosen(
                 self.model,
                 encoder,
                 images,
@@ -160,6 +191,7 @@ _POSITIVE = (
     "data.shuffle_buffer",
     "train.steps",
     "train.batch_size",
+    "train.encode_parts",
     "train.log_every",
     "train.evaluate_every",
     "train.checkpoint_every",
@@ -185,6 +217,24 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         )
 
 
+def _check_scene_graphs(config: ml_collections.ConfigDict, num_predicates: int) -> None:
+    """Whether a model that reasons along relations gets any."""
+    semantic = config.model.get("reasoning", {}).get("semantic", "none")
+    if semantic == "none":
+        return
+    if config.data.max_relations < 1:
+        raise UserError(
+            f"model.reasoning.semantic={semantic!r} needs data.max_relations=1 or more, not "
+            f"{config.data.max_relations}; 25 is usual"
+        )
+    if not num_predicates:
+        logging.warning(
+            "data set %r has no scene graphs: the semantic graph connects each region with itself "
+            "only",
+            config.data.name,
+        )
+
+
 def open_dataset(config: Any) -> Any:
     """The data set of `config.data`; the synthetic one is built where it is missing."""
     if config.build_synthetic:
@@ -193,40 +243,3 @@ def open_dataset(config: Any) -> Any:
 
         build(SyntheticScenes(dict(config.synthetic_sizes), name=config.name), config.dir)
     return region_captions.open_dataset(config.dir, config.name)
-
-
-def claim_workdir(
-    workdir: Path, config: ml_collections.ConfigDict, free: tuple[str, ...] = FREE_FIELDS
-) -> None:
-    """Makes a workdir this configuration's, or checks that it is.
-
-    Before the first checkpoint there is nothing to protect: a start that failed may be corrected.
-
-    Raises:
-      UserError: it belongs to another configuration; the message names a field that differs.
-    """
-    path = workdir / "config.json"
-    ours = json.loads(json.dumps(config.to_dict()))
-    if not path.exists() or not has_checkpoint(workdir):
-        workdir.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(".tmp")
-        aside.write_text(json.dumps(ours, indent=2) + "\n")
-        aside.replace(path)
-        return
-    mine = flatten_dict(ours, sep=".")
-    others = flatten_dict(json.loads(path.read_text()), sep=".")
-    for field in sorted(mine.keys() | others.keys()):
-        here, there = mine.get(field), others.get(field)
-        if field in _DIRECTORIES:
-            here, there = (str(name).split("/")[-2:] for name in (here, there))
-        if here != there and not any(field == f or field.startswith(f + ".") for f in free):
-            raise UserError(
-                f"workdir {workdir} belongs to a run with {field}={there!r}, not {here!r}; "
-                "choose another --workdir or give the same configuration"
-            )
-
-
-def has_checkpoint(workdir: Path) -> bool:
-    """Whether a run has saved a state or its best parameters there."""
-    found = [*(workdir / "checkpoints").glob("*"), *(workdir / "best").glob("*")]
-    return any(path.name.isdigit() for path in found)

@@ -46,6 +46,7 @@ class ExportedModel:
     feature_width: int
     max_regions: int
     max_tokens: int
+    num_predicates: int  # of the scene graphs the model was trained with; 0: none
 
     def encode_text(self, captions: Sequence[str]) -> Embeddings:
         """Embeddings of C captions; longer ones than max_tokens are cut."""
@@ -55,7 +56,11 @@ class ExportedModel:
         return self._encode("encode_text", tokens=encoded.ids, token_mask=encoded.mask)
 
     def encode_image(
-        self, regions: np.ndarray, boxes: np.ndarray, region_mask: np.ndarray | None = None
+        self,
+        regions: np.ndarray,
+        boxes: np.ndarray,
+        region_mask: np.ndarray | None = None,
+        relations: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> Embeddings:
         """Embeddings of B images.
 
@@ -63,6 +68,8 @@ class ExportedModel:
           regions: [B, R, F] region features.
           boxes: [B, R, 4] x1, y1, x2, y2, divided by the image's width and height.
           region_mask: [B, R] bool, False on padding; all valid if not given.
+          relations: for a model with scene graphs, int [B, E, 3] of subject region, predicate
+            number, object region, and their confidences [B, E], 0 on padding; none if not given.
         """
         if regions.ndim != 3 or regions.shape[-1] != self.feature_width:
             raise UserError(
@@ -79,7 +86,28 @@ class ExportedModel:
         valid = boxes[region_mask]
         if not ((valid >= 0) & (valid <= 1)).all():
             raise UserError("boxes are not in 0..1; divide pixels by the image's width and height")
-        return self._encode("encode_image", regions=regions, boxes=boxes, region_mask=region_mask)
+        graph = self._scene_graph(relations, regions.shape[:2]) if relations else {}
+        return self._encode(
+            "encode_image", regions=regions, boxes=boxes, region_mask=region_mask, **graph
+        )
+
+    def _scene_graph(
+        self, relations: tuple[np.ndarray, np.ndarray], shape: tuple[int, int]
+    ) -> dict[str, np.ndarray]:
+        triples, scores = relations
+        if triples.shape != (shape[0], *scores.shape[1:], 3) or scores.ndim != 2:
+            raise UserError(
+                f"relations have shapes {triples.shape} and {scores.shape}, not "
+                f"({shape[0]}, E, 3) and ({shape[0]}, E)"
+            )
+        limits = np.array([shape[1], self.num_predicates, shape[1]])
+        valid = scores > 0
+        if not ((triples[valid] >= 0) & (triples[valid] < limits)).all():
+            raise UserError(
+                f"relations name a region or predicate that does not exist; there are {shape[1]} "
+                f"regions and {self.num_predicates} predicates"
+            )
+        return {"relations": triples, "relation_scores": scores, "relation_mask": valid}
 
     def scores(self, images: Embeddings, captions: Embeddings) -> np.ndarray:
         """Scores [B, C] of all images with all captions."""
@@ -97,7 +125,8 @@ class ExportedModel:
 
     @functools.cached_property
     def _score_all(self) -> Callable[..., jax.Array]:
-        return jax.jit(lambda p, i, c: score_matrix(pair_scorer(self.model, p), i, c))
+        kind = self.model.kind
+        return jax.jit(lambda p, i, c: score_matrix(pair_scorer(self.model, p), i, c, kind=kind))
 
 
 def save(
@@ -107,6 +136,7 @@ def save(
     tokenizer: Tokenizer,
     config: ml_collections.ConfigDict,
     feature_width: int,
+    num_predicates: int = 0,
 ) -> None:
     """Writes an export; `directory` is replaced only when the new one is whole.
 
@@ -119,13 +149,16 @@ def save(
     aside.mkdir(parents=True)
     # The sizes of the text encoder as they came out, so that no other file is needed to load.
     sizes = config.model.to_dict()
-    sizes["text"] = dataclasses.asdict(model.config.text) | {"pretrained": ""}
+    sizes["text"] |= dataclasses.asdict(model.config.text)
+    if "pretrained" in sizes["text"]:
+        sizes["text"]["pretrained"] = ""
     content = {
         "format": FORMAT,
         "model": sizes,
         "feature_width": feature_width,
         "max_regions": config.data.max_regions,
         "max_tokens": config.data.max_tokens,
+        "num_predicates": num_predicates,
     }
     (aside / "model.json").write_text(json.dumps(content, indent=2) + "\n")
     tokenizer.save(aside / "tokenizer")
@@ -152,7 +185,8 @@ def load(directory: str | Path) -> ExportedModel:
         )
     config = ml_collections.ConfigDict(content["model"])
     width = content["feature_width"]
-    model = build_model(config, width, config.text.vocab_size)
+    predicates = content.get("num_predicates", 0)
+    model = build_model(config, width, config.text.vocab_size, predicates)
     spec = encoder_spec(1, content["max_regions"], width, content["max_tokens"])
     # Here, whatever machine wrote it: an export of a pod loads on a laptop.
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -169,4 +203,5 @@ def load(directory: str | Path) -> ExportedModel:
         feature_width=width,
         max_regions=content["max_regions"],
         max_tokens=content["max_tokens"],
+        num_predicates=predicates,
     )

@@ -80,6 +80,32 @@ def sigmoid_loss(
     return -jnp.sum(jax.nn.log_sigmoid(signs * logits)) / scores.shape[0]
 
 
+def listwise_distillation(
+    scores: jax.Array,
+    teacher: jax.Array,
+    *,
+    temperature: float = 0.05,
+    teacher_temperature: float = 0.05,
+) -> jax.Array:
+    """ListNet in both directions (Cao et al., ICML 2007): rank as the teacher ranks.
+
+    Args:
+      scores, teacher: [B, B]; no gradient flows to the teacher.
+      temperature, teacher_temperature: the two are divided by them.
+
+    Returns:
+      Cross entropy of softmax(scores) under softmax(teacher), mean over rows and columns.
+    """
+    target = jax.lax.stop_gradient(teacher) / teacher_temperature
+    logits = scores / temperature
+
+    def over(axis: int) -> jax.Array:
+        chance = jax.nn.softmax(target, axis=axis)
+        return -jnp.mean(jnp.sum(chance * jax.nn.log_softmax(logits, axis=axis), axis=axis))
+
+    return (over(0) + over(1)) / 2
+
+
 def make_loss(config: Any) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
     """The loss of the section `loss` of a configuration: (scores, positives, step) -> scalar."""
     if config.kind == "info_nce":

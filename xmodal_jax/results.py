@@ -2,24 +2,42 @@
 
   python -m xmodal_jax.results runs/demo-mean_pooled runs/demo
   python -m xmodal_jax.results runs/flickr8k --split test --markdown
+  python -m xmodal_jax.results runs/demo/*/seed* --split test --group --columns rsum
 
 Without --split the step with the highest validation rsum is shown; with it, what
-`--mode=evaluate` wrote for that split.
+`--mode=evaluate` wrote for that split. With --group the runs in one directory, which may differ in
+their seed only, become one row: mean ± sample standard deviation over the seeds.
 """
 
 import argparse
+import dataclasses
 import json
+import os
+import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from xmodal_jax import run_record
 from xmodal_jax.errors import UserError
 
 COLUMNS = ("i2t/r1", "i2t/r5", "i2t/r10", "t2i/r1", "t2i/r5", "t2i/r10", "rsum", "pointing")
 
 
-def best_of_log(workdir: Path) -> tuple[str, int, dict[str, float]]:
-    """Split, step and metrics of the evaluation with the highest rsum in a run's log."""
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """One evaluation: of a run, or of an ensemble, which has members and no step."""
+
+    path: Path  # workdir, or the file of an ensemble
+    split: str
+    metrics: dict[str, float]
+    step: int | None = None
+    members: tuple[str, ...] = ()
+
+
+def best_of_log(workdir: Path) -> Result:
+    """The evaluation with the highest rsum in a run's log."""
     path = workdir / "metrics.jsonl"
     if not path.is_file():
         raise UserError(f"{workdir} is not the workdir of a run: it has no metrics.jsonl")
@@ -31,10 +49,12 @@ def best_of_log(workdir: Path) -> tuple[str, int, dict[str, float]]:
         raise UserError(f"{path} has no evaluation yet; train to train.evaluate_every at least")
     key, row = max(found, key=lambda item: item[1][item[0]])
     split = key.split("/")[0]
-    return split, row["step"], {k.removeprefix(split + "/"): v for k, v in row.items()}
+    return Result(
+        workdir, split, {k.removeprefix(split + "/"): v for k, v in row.items()}, row["step"]
+    )
 
 
-def of_evaluation(workdir: Path, split: str, protocol: str) -> tuple[str, int, dict[str, float]]:
+def of_evaluation(workdir: Path, split: str, protocol: str) -> Result:
     """What `--mode=evaluate` wrote for a split."""
     path = workdir / f"evaluation_{split}_{protocol}.json"
     if not path.is_file():
@@ -42,48 +62,186 @@ def of_evaluation(workdir: Path, split: str, protocol: str) -> tuple[str, int, d
             f"{path} does not exist; run --mode=evaluate --config.evaluate.split={split}"
         )
     content = json.loads(path.read_text())
-    return split, content["step"], content["metrics"]
+    return Result(workdir, split, content["metrics"], content["step"])
 
 
-def table(rows: Sequence[tuple[str, str, int, dict[str, float]]], markdown: bool = False) -> str:
-    """Runs as lines: name, split, step, recalls of both directions, rsum, pointing if known."""
-    columns = [c for c in COLUMNS if any(c in values for *_, values in rows)]
+def of_ensemble(path: Path, split: str | None, protocol: str) -> Result:
+    """What an evaluation of several runs together wrote."""
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(
+            f"{path} is not JSON; give workdirs, or evaluations of ensembles"
+        ) from error
+    if not isinstance(content, dict) or content.get("ensemble") is not True:
+        raise UserError(f"{path} is not the evaluation of an ensemble; give the workdir of a run")
+    found = content["split"], content["protocol"]
+    if split and found != (split, protocol):
+        raise UserError(f"{path} is of {' '.join(found)}, not of {split} {protocol}")
+    return Result(path, content["split"], content["metrics"], members=tuple(content["members"]))
+
+
+def read(path: Path, split: str | None, protocol: str) -> Result:
+    """The result of a workdir, or of an ensemble's file.
+
+    Raises:
+      UserError: there is none, or it is of another split or protocol than is asked for.
+    """
+    if path.is_file():
+        return of_ensemble(path, split, protocol)
+    return of_evaluation(path, split, protocol) if split else best_of_log(path)
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """The paths without the directory that all are in: `teran/seed0` and `vse/seed0`."""
+    paths = [path.absolute() for path in paths]
+    shared = os.path.commonpath([path.parent for path in paths]) if paths else ""
+    return [str(path.relative_to(shared)) for path in paths]
+
+
+def _ensemble_name(result: Result) -> str:
+    return "ensemble: " + " + ".join(short_names([Path(name) for name in result.members]))
+
+
+def choose_columns(results: Sequence[Result], wanted: Sequence[str] = ()) -> list[str]:
+    """The metrics to show: those wanted, by default those of COLUMNS that any result has.
+
+    Raises:
+      UserError: no result has a wanted one.
+    """
+    present = {name for result in results for name in result.metrics}
+    for name in wanted:
+        if name not in present:
+            raise UserError(f"column {name!r} is in no result; use {', '.join(sorted(present))}")
+    return list(wanted) or [name for name in COLUMNS if name in present]
+
+
+def table(results: Sequence[Result], columns: Sequence[str]) -> list[list[str]]:
+    """Cells, a row for each result: name, split, step, metrics."""
+    runs = [result for result in results if not result.members]
+    names = iter(short_names([result.path for result in runs]))
     cells = [["run", "split", "step", *columns]]
-    for name, split, step, values in rows:
-        cells.append(
-            [name, split, str(step)] + [f"{values[c]:.1f}" if c in values else "" for c in columns]
-        )
+    for result in results:
+        name = _ensemble_name(result) if result.members else next(names)
+        step = "" if result.step is None else str(result.step)
+        cells.append([name, result.split, step, *_mean_cells([result], columns)])
+    return cells
+
+
+def grouped_table(results: Sequence[Result], columns: Sequence[str]) -> list[list[str]]:
+    """Cells, a row for each directory of runs that differ in their seed only, and each ensemble.
+
+    Raises:
+      UserError: runs of one directory differ in anything else.
+    """
+    groups: dict[Path, list[Result]] = {}
+    for result in results:
+        key = result.path if result.members else result.path.absolute().parent
+        groups.setdefault(key, []).append(result)
+    directories = [key for key, group in groups.items() if not group[0].members]
+    names = iter(short_names(directories))
+    cells = [["run", "kind", "parameters", "minutes", "seeds", *columns]]
+    for group in groups.values():
+        if group[0].members:
+            first = [_ensemble_name(group[0]), "", "", "", ""]
+        else:
+            _check_seeds([result.path for result in group])
+            first = [next(names), *_record_cells(group), str(len(group))]
+        cells.append(first + _mean_cells(group, columns))
+    return cells
+
+
+def _check_seeds(workdirs: Sequence[Path]) -> None:
+    """Raises a UserError unless the runs differ in their seeds, all of them, and nothing else."""
+    # Late, so that a table without groups needs no JAX.
+    from flax.traverse_util import flatten_dict
+
+    seen: dict[Any, Path] = {}
+    expected = None
+    for workdir in workdirs:
+        path = workdir / "config.json"
+        if not path.is_file():
+            raise UserError(f"{workdir} is not the workdir of a run: it has no config.json")
+        fields = flatten_dict(json.loads(path.read_text()), sep=".")
+        seed = fields.pop("seed")
+        expected = expected or fields
+        for name in sorted(fields.keys() | expected.keys()):
+            here, there = fields.get(name), expected.get(name)
+            if here != there:
+                raise UserError(
+                    f"{workdir} has {name}={here!r}, but {workdirs[0]} has {there!r}: runs of one "
+                    "directory may differ in their seed only; move one, or leave out --group"
+                )
+        if seed in seen:
+            raise UserError(f"{workdir} and {seen[seed]} both have seed={seed}; give one of them")
+        seen[seed] = workdir
+
+
+def _record_cells(group: Sequence[Result]) -> list[str]:
+    """Kind, parameters and mean minutes of training, each empty where it was not recorded."""
+    records = [run_record.read(result.path) for result in group]
+    kinds = {record["kind"] for record in records if "kind" in record}
+    sizes = {record["parameters"] for record in records if "parameters" in record}
+    # Of all, or of none: null where an earlier part of the run was not timed.
+    minutes = [record["train_seconds"] / 60 for record in records if record.get("train_seconds")]
+    return [
+        "/".join(sorted(kinds)),
+        "/".join(f"{size:,}" for size in sorted(sizes)),
+        f"{statistics.mean(minutes):.1f}" if len(minutes) == len(group) else "",
+    ]
+
+
+def _mean_cells(group: Sequence[Result], columns: Sequence[str]) -> list[str]:
+    """The mean of each metric, with its spread if there are several; empty if one has it not."""
+    cells = []
+    for name in columns:
+        values = [result.metrics[name] for result in group if name in result.metrics]
+        text = f"{statistics.mean(values):.1f}" if len(values) == len(group) else ""
+        cells.append(f"{text} ± {statistics.stdev(values):.1f}" if text and values[1:] else text)
+    return cells
+
+
+def render(cells: Sequence[Sequence[str]], markdown: bool = False) -> str:
+    """Cells as aligned lines, names to the left, or as a Markdown table."""
     if markdown:
-        cells.insert(1, ["---"] * len(cells[0]))
-        return "\n".join("| " + " | ".join(row) + " |" for row in cells)
+        rows = [cells[0], ["---"] * len(cells[0]), *cells[1:]]
+        return "\n".join("| " + " | ".join(row) + " |" for row in rows)
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     pad = lambda i, cell: cell.ljust(widths[i]) if i < 2 else cell.rjust(widths[i])
     return "\n".join("  ".join(pad(i, cell) for i, cell in enumerate(row)) for row in cells)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Prints the table; returns the exit code."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("workdirs", nargs="+", type=Path)
+    parser.add_argument(
+        "paths", nargs="+", type=Path, metavar="PATH", help="workdir, or evaluation of an ensemble"
+    )
     parser.add_argument("--split", help="show what --mode=evaluate found on this split")
     parser.add_argument("--protocol", default="full", help="of that evaluation (default: full)")
+    parser.add_argument("--group", action="store_true", help="one row for the seeds in a directory")
+    parser.add_argument(
+        "--columns",
+        default="",
+        metavar="NAME,NAME",
+        help="metrics to show, e.g. i2t/r1,t2i/r1,rsum (default: recalls, rsum, pointing)",
+    )
     parser.add_argument("--markdown", action="store_true", help="as a Markdown table")
-    args = parser.parse_args(argv)
-    rows = []
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints the table; returns the exit code."""
+    args = _parser().parse_args(argv)
     try:
-        for workdir in args.workdirs:
-            found = (
-                of_evaluation(workdir, args.split, args.protocol)
-                if args.split
-                else best_of_log(workdir)
-            )
-            rows.append((workdir.name, *found))
+        found = [read(path, args.split, args.protocol) for path in args.paths]
+        columns = choose_columns(found, [name for name in args.columns.split(",") if name])
+        cells = grouped_table(found, columns) if args.group else table(found, columns)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(table(rows, args.markdown))
+    print(render(cells, args.markdown))
     return 0
 
 

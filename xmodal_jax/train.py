@@ -17,12 +17,15 @@ from tqdm import tqdm
 from data_pipeline import input_pipeline
 from xmodal_jax import partitioning
 from xmodal_jax.checkpoint import Checkpointer
+from xmodal_jax.collapse import CollapseWatch, collapse_level
 from xmodal_jax.errors import UserError
-from xmodal_jax.experiment import Experiment, claim_workdir
+from xmodal_jax.experiment import Experiment
 from xmodal_jax.metric_writer import MetricWriter
 from xmodal_jax.optimizer import frozen_mask
+from xmodal_jax.run_record import RunRecord
 from xmodal_jax.train_state import TrainState
 from xmodal_jax.train_step import Metrics, make_train_step
+from xmodal_jax.workdir import claim_workdir
 
 
 class StopSignal:
@@ -50,7 +53,8 @@ def train(config: Any, workdir: Path) -> None:
     checkpointer = Checkpointer(workdir, config.train.keep)
     state = _first_state(experiment, checkpointer)
     start = int(state.step)
-    loop = Loop(experiment, checkpointer, MetricWriter(workdir, start), start)
+    record = RunRecord(workdir, start, _facts(experiment))
+    loop = Loop(experiment, checkpointer, MetricWriter(workdir, start), record, start)
     try:
         loop.run(state, stop)
     finally:
@@ -65,12 +69,21 @@ def train(config: Any, workdir: Path) -> None:
 def _first_state(experiment: Experiment, checkpointer: Checkpointer) -> TrainState:
     """The newest checkpoint, or a new state."""
     if checkpointer.latest_step is None:
-        state = experiment.new_state()
-        sizes = [leaf.size for leaf in jax.tree.leaves(state.params)]
-        print(f"{sum(sizes):,} parameters on {jax.device_count()} device(s)")
-        return state
+        facts = _facts(experiment)
+        print(f"{facts['parameters']:,} parameters on {facts['devices']} device(s)")
+        return experiment.new_state()
     print(f"continuing from step {checkpointer.latest_step}")
     return checkpointer.restore(experiment.abstract, experiment.shardings)
+
+
+def _facts(experiment: Experiment) -> dict[str, Any]:
+    """What is recorded of a run beside its steps and time."""
+    return {
+        "kind": experiment.model.kind,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(experiment.abstract.params)),
+        "devices": jax.device_count(),
+        "device_kind": jax.devices()[0].device_kind,
+    }
 
 
 def _batches(experiment: Experiment, start: int) -> Iterator[dict[str, np.ndarray]]:
@@ -84,6 +97,7 @@ def _batches(experiment: Experiment, start: int) -> Iterator[dict[str, np.ndarra
         start_step=start,
         max_regions=config.data.max_regions,
         max_tokens=config.data.max_tokens,
+        max_relations=config.data.max_relations,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         shuffle_buffer=config.data.shuffle_buffer,
@@ -94,11 +108,16 @@ class Loop:
     """Step, log, evaluate, save; the metrics of a step are read while the next one runs."""
 
     def __init__(
-        self, experiment: Experiment, checkpointer: Checkpointer, writer: MetricWriter, start: int
+        self,
+        experiment: Experiment,
+        checkpointer: Checkpointer,
+        writer: MetricWriter,
+        record: RunRecord,
+        start: int,
     ) -> None:
         """start: number of updates done so far."""
         self.experiment, self.config = experiment, experiment.config.train
-        self.checkpointer, self.writer = checkpointer, writer
+        self.checkpointer, self.writer, self.record = checkpointer, writer, record
         self.step = start
         self.evaluators = experiment.evaluators()
         config = experiment.config
@@ -110,6 +129,7 @@ class Loop:
             mask_id=experiment.tokenizer.mask_id,
         )
         self._pending: tuple[int, np.ndarray, Metrics] | None = None
+        self._collapse = CollapseWatch(collapse_level(config.loss, config.train.batch_size))
         self._best_rsum = checkpointer.best[1]
         self._clock = (time.perf_counter(), start)
 
@@ -157,6 +177,8 @@ class Loop:
                 "start in a new --workdir with a lower optimizer.learning_rate, or look at the "
                 f"batch's images: {shown}"
             )
+        if warning := self._collapse.update(loss):
+            bar.write(f"warning: {warning}")
         if step % self.config.log_every == 0 or step == self.config.steps:
             rate = float(self.experiment.schedule(step - 1))
             self.writer.write(step, {"loss": loss, "grad_norm": norm, "learning_rate": rate})
@@ -185,3 +207,4 @@ class Loop:
         # The log comes first: a checkpoint never knows more steps than the log.
         self.writer.sync()
         self.checkpointer.save(self.step, state)
+        self.record.write(self.step)

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from xmodal_jax import partitioning
+from xmodal_jax.models.batch import IMAGE_FIELDS, TEXT_FIELDS
 from xmodal_jax.ops.embeddings import Embeddings
 
 Batches = Callable[[], Iterable[dict[str, np.ndarray]]]
@@ -30,13 +31,21 @@ class Encoded:
         """[N] image id of every row that is no filler."""
         return np.concatenate([row["image_id"][row["mask"]] for row in self.rows])
 
+    def on_host(self) -> Embeddings:
+        """Every row that is no filler, as numpy arrays."""
+        parts = [
+            jax.tree.map(lambda x, valid=rows["mask"]: np.asarray(x)[valid], block)
+            for block, rows in zip(self.blocks, self.rows, strict=True)
+        ]
+        return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+
 
 class Encoder:
     """Encodes batches of one model on one mesh; compiled once."""
 
     def __init__(self, model: nn.Module, mesh: jax.sharding.Mesh) -> None:
         """model: any with encode_image and encode_text."""
-        self._mesh = mesh
+        self.mesh = mesh
 
         @partial(jax.jit, static_argnames="method")
         def encode(params: Any, batch: dict[str, jax.Array], method: str) -> Embeddings:
@@ -46,17 +55,17 @@ class Encoder:
 
     def images(self, params: Any, batches: Batches) -> Encoded:
         """Encodes every image once."""
-        return self._run(params, batches, "encode_image", ("regions", "boxes", "region_mask"))
+        return self._run(params, batches, "encode_image", IMAGE_FIELDS)
 
     def captions(self, params: Any, batches: Batches) -> Encoded:
         """Encodes every caption once."""
-        return self._run(params, batches, "encode_text", ("tokens", "token_mask"))
+        return self._run(params, batches, "encode_text", TEXT_FIELDS)
 
     def _run(self, params: Any, batches: Batches, method: str, fields: tuple[str, ...]) -> Encoded:
         out = Encoded([], [])
         for batch in batches():
             chosen = {k: v for k, v in batch.items() if k in fields}
-            inputs = partitioning.put_batch(chosen, self._mesh)
+            inputs = partitioning.put_batch(chosen, self.mesh)
             out.blocks.append(self._encode(params, inputs, method=method))
-            out.rows.append({k: v for k, v in batch.items() if k not in ("regions", "tokens")})
+            out.rows.append({k: v for k, v in batch.items() if k not in (*IMAGE_FIELDS, "tokens")})
         return out

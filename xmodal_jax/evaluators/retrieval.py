@@ -1,5 +1,6 @@
 """Retrieval metrics of a split: every image and caption encoded once, every pair scored once."""
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,11 +9,41 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from xmodal_jax.errors import UserError
 from xmodal_jax.evaluators.encoding import Batches, Encoded, Encoder
-from xmodal_jax.ops.alignment import score_matrix
+from xmodal_jax.ops.alignment import pooled_score, score_matrix
 from xmodal_jax.ops.embeddings import Embeddings
 from xmodal_jax.retrieval.metrics import protocol_metrics
 from xmodal_jax.train_step import pair_scorer
+
+SCORES = ("model", "pooled")
+
+
+def check_scoring(score: str, rerank_top_k: int, kind: str) -> None:
+    """Raises a UserError unless `evaluate.score` and `evaluate.rerank_top_k` fit a model's kind."""
+    if score not in SCORES:
+        raise UserError(f"evaluate.score={score!r} is not known; use {' or '.join(SCORES)}")
+    if rerank_top_k < 0:
+        raise UserError(f"evaluate.rerank_top_k={rerank_top_k}; give 0 to score every pair, or k")
+    if rerank_top_k and score == "pooled":
+        raise UserError(
+            f"evaluate.rerank_top_k={rerank_top_k} has no effect with evaluate.score='pooled', "
+            "which is the first stage alone; set the one to 0 or the other to 'model'"
+        )
+    if rerank_top_k and kind != "pair":
+        raise UserError(
+            f"evaluate.rerank_top_k={rerank_top_k}: a model of kind {kind!r} is scored exactly; "
+            "set it to 0"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoredSplit:
+    """Scores [I, C] of all images with all captions of a split, and the image ids of both."""
+
+    scores: np.ndarray
+    image_ids: np.ndarray
+    caption_image_ids: np.ndarray
 
 
 class RetrievalEvaluator:
@@ -25,38 +56,60 @@ class RetrievalEvaluator:
         image_batches: Batches,
         caption_batches: Batches,
         *,
+        score: str = "model",
         protocol: str = "full",
         prefix: str = "",
         progress: bool = False,
     ) -> None:
-        """Args: the batches of a split, a protocol of retrieval.metrics, a prefix of the names."""
+        """Args: the batches of a split, a protocol of retrieval.metrics, a prefix of the names.
+
+        score: "model", the model's own; "pooled", the dot product of the pooled vectors.
+        """
         self._encoder = encoder
         self._image_batches, self._caption_batches = image_batches, caption_batches
         self._protocol, self._prefix, self._progress = protocol, prefix, progress
+        kind = "vector" if score == "pooled" else model.kind
 
         @jax.jit
         def block_scores(params: Any, images: Embeddings, captions: Embeddings) -> jax.Array:
-            return score_matrix(pair_scorer(model, params), images, captions)
+            pair = pooled_score if score == "pooled" else pair_scorer(model, params)
+            return score_matrix(pair, images, captions, kind=kind)
 
         self._block_scores = block_scores
 
+    def encode(self, params: Any) -> tuple[Encoded, Encoded]:
+        """All images and all captions of the split."""
+        images = self._encoder.images(params, self._image_batches)
+        return images, self._encoder.captions(params, self._caption_batches)
+
     def scores(self, params: Any, images: Encoded, captions: Encoded) -> np.ndarray:
         """Scores [I, C] of all images with all captions, block by block."""
-        bar = tqdm(images.blocks, "scores", unit="block", leave=False, disable=not self._progress)
+        count = len(images.blocks) * len(captions.blocks)
         rows = []
-        for block, info in zip(bar, images.rows, strict=True):
-            # Dispatched for all captions before the first is fetched: the devices never wait.
-            parts = [self._block_scores(params, block, other) for other in captions.blocks]
-            valid = zip(parts, captions.rows, strict=True)
-            row = [np.asarray(part)[:, other["mask"]] for part, other in valid]
-            rows.append(np.concatenate(row, axis=1)[info["mask"]])
+        with tqdm(
+            total=count, desc="scores", unit="block", leave=False, disable=not self._progress
+        ) as bar:
+            for block, info in zip(images.blocks, images.rows, strict=True):
+                # Dispatched for all captions before the first is fetched: the devices never wait.
+                parts = [self._block_scores(params, block, other) for other in captions.blocks]
+                row = []
+                for part, other in zip(parts, captions.rows, strict=True):
+                    row.append(np.asarray(part)[:, other["mask"]])
+                    bar.update()
+                rows.append(np.concatenate(row, axis=1)[info["mask"]])
         return np.concatenate(rows)
+
+    def scored_split(self, params: Any) -> ScoredSplit:
+        """The score matrix that the metrics are made from."""
+        images, captions = self.encode(params)
+        scores = self.scores(params, images, captions)
+        return ScoredSplit(scores, images.image_ids, captions.image_ids)
 
     def run(self, params: Any) -> Iterator[tuple[str, float]]:
         """Yields i2t/r1, ..., t2i/mean_rank, rsum."""
-        images = self._encoder.images(params, self._image_batches)
-        captions = self._encoder.captions(params, self._caption_batches)
-        scores = self.scores(params, images, captions)
-        found = protocol_metrics(scores, images.image_ids, captions.image_ids, self._protocol)
+        split = self.scored_split(params)
+        found = protocol_metrics(
+            split.scores, split.image_ids, split.caption_image_ids, self._protocol
+        )
         for name, value in found.items():
             yield self._prefix + name, value

@@ -72,3 +72,33 @@ class RegionEncoder(nn.Module):
             name="transformer",
         )(x, mask, deterministic)
         return x, mask
+
+
+PROJECTIONS = ("linear", "residual-mlp")
+
+
+class RegionProjection(nn.Module):
+    """Region features to the width of the embeddings.
+
+    linear: one dense layer; residual-mlp: dense + MLP with half the width inside (Chen et al.,
+    VSE-infinity, CVPR 2021), a layer normalisation in the place of its batch normalisation.
+    """
+
+    kind: str
+    width: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, regions: jax.Array) -> jax.Array:
+        """regions [B, R, F] -> [B, R, D]."""
+        if self.kind not in PROJECTIONS:
+            raise UserError(
+                f"model.projection={self.kind!r} is not one of {', '.join(PROJECTIONS)}"
+            )
+        regions = regions.astype(self.dtype)
+        x = nn.Dense(self.width, dtype=self.dtype, name="dense")(regions)
+        if self.kind == "linear":
+            return x
+        hidden = nn.Dense(self.width // 2, dtype=self.dtype, name="mlp_in")(regions)
+        hidden = jax.nn.relu(nn.LayerNorm(dtype=self.dtype, name="mlp_norm")(hidden))
+        return x + nn.Dense(self.width, dtype=self.dtype, name="mlp_out")(hidden)

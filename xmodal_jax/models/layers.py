@@ -1,12 +1,10 @@
-"""Layers that several models share: post-norm transformer layers and poolings of token sets."""
+"""Layers that several models share: post-norm transformer layers and a small MLP."""
 
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-
-from xmodal_jax.errors import UserError
 
 Dtype = Any
 ACTIVATIONS = {
@@ -88,41 +86,3 @@ class Mlp(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         x = jax.nn.relu(nn.Dense(self.hidden, dtype=self.dtype, name="dense_in")(x))
         return nn.Dense(self.out, dtype=self.dtype, name="dense_out")(x)
-
-
-POOLINGS = ("first", "mean", "sum", "sum-and-map", "gated", "gru")
-
-
-class Pooling(nn.Module):
-    """One vector [B, D] from the token set [B, N, D]; position 0 is the CLS slot.
-
-    kind: first (the CLS slot, TERN), mean (over all valid tokens but the CLS slot), sum,
-    sum-and-map (sum, then an MLP), gated (sum of gated MLP outputs), gru (last state).
-    """
-
-    kind: str = "first"
-    dtype: Dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
-        """x [B, N, D], mask [B, N] bool -> [B, D], not normalised."""
-        width = x.shape[-1]
-        weights = jnp.asarray(mask, x.dtype)[..., None]
-        if self.kind == "first":
-            return x[:, 0]
-        if self.kind == "mean":
-            weights = weights.at[:, 0].set(0)
-            return jnp.sum(x * weights, 1) / jnp.maximum(jnp.sum(weights, 1), 1)
-        if self.kind == "sum":
-            return jnp.sum(x * weights, 1)
-        if self.kind == "sum-and-map":
-            return Mlp(width, width, self.dtype, name="map")(jnp.sum(x * weights, 1))
-        if self.kind == "gated":
-            gate = jax.nn.sigmoid(Mlp(width, 1, self.dtype, name="gate")(x)) * weights
-            return jnp.sum(gate * Mlp(width, width, self.dtype, name="node")(x), 1)
-        if self.kind == "gru":
-            cell = nn.GRUCell(width, dtype=self.dtype, name="gru")
-            start = jnp.zeros((x.shape[0], width), x.dtype)
-            run = nn.RNN(cell, return_carry=True)
-            return run(x, initial_carry=start, seq_lengths=jnp.sum(mask, 1))[0]
-        raise UserError(f"pooling {self.kind!r} is not one of {', '.join(POOLINGS)}")

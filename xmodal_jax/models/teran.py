@@ -14,7 +14,8 @@ import jax.numpy as jnp
 
 from xmodal_jax.models.bert import Bert, BertConfig
 from xmodal_jax.models.image import RegionEncoder
-from xmodal_jax.models.layers import Pooling, Transformer
+from xmodal_jax.models.layers import Transformer
+from xmodal_jax.models.pooling import Pooling
 from xmodal_jax.ops.alignment import alignment_score, pooled_score
 from xmodal_jax.ops.embeddings import Embeddings, l2_normalize
 
@@ -107,9 +108,16 @@ class Teran(nn.Module):
 
     def score(self, image: Embeddings, caption: Embeddings) -> jax.Array:
         """Score of one image with one caption, without batch axes."""
-        c = self.config
-        if c.score == "pooled":
+        if self.config.score == "pooled":
             return pooled_score(image, caption)
+        return self.teacher(image, caption)
+
+    def teacher(self, image: Embeddings, caption: Embeddings) -> jax.Array:
+        """Alignment score of one pair, from which pooled vectors can learn while training.
+
+        As ALADIN (Messina et al., CBMI 2022) distils alignment scores into vectors.
+        """
+        c = self.config
         return alignment_score(image, caption, mode=c.alignment, fill_zero=c.teran_parity)
 
     def __call__(self, batch: Mapping[str, jax.Array]) -> tuple[Embeddings, Embeddings]:

@@ -5,18 +5,20 @@ in blocks so that the [I, C, R, W] similarities of all pairs never exist at once
 Modes and names: TERAN (Messina et al., TOMM 2021, section 3.3).
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from xmodal_jax.errors import UserError
-from xmodal_jax.ops.embeddings import Embeddings, l2_normalize
+from xmodal_jax.ops.embeddings import Embeddings, l2_normalize, without_padding
 
 PairScorer = Callable[[Embeddings, Embeddings], jax.Array]
 
-# Similarities held at once by `score_matrix`: 2**24 of them are 64 MiB in float32.
-_SIMILARITIES_PER_BLOCK = 2**24
+_LSE_TEMPERATURE = 0.1  # of MrLSEw
+# Numbers held at once by `score_matrix`: 2**24 of them are 64 MiB in float32.
+_NUMBERS_PER_BLOCK = 2**24
 
 
 def similarities(image: Embeddings, caption: Embeddings) -> jax.Array:
@@ -59,7 +61,7 @@ def _attended_sentences(
     return jnp.sum(jnp.where(image.mask & jnp.any(caption.mask), cosine, 0.0))
 
 
-MODES = ("MrSw", "MrAVGw", "MwSr", "symm", "sum", "mean", "scan-sentences")
+MODES = ("MrSw", "MrAVGw", "MrLSEw", "MwSr", "symm", "sum", "mean", "scan-sentences")
 
 
 def alignment_score(
@@ -72,6 +74,7 @@ def alignment_score(
       caption: tokens [W, D], mask [W]; no batch axis.
       mode: one of MODES. With A[r, w] the similarities,
         MrSw: sum over words of the best region;   MrAVGw: the same, divided by the word count;
+        MrLSEw: log sum over words of exp(best region / 0.1) (CHAN, Pan et al., CVPR 2023);
         MwSr: sum over regions of the best word;   symm: MrSw + MwSr;
         sum, mean: over all region-word pairs;     scan-sentences: attention of regions to words.
       fill_zero: the public TERAN code fills padding with 0 before the maximum, so that a maximum
@@ -80,6 +83,10 @@ def alignment_score(
     Returns:
       A scalar. An item without any valid token scores 0.
     """
+    image, caption = (
+        dataclasses.replace(item, tokens=without_padding(item.tokens, item.mask))
+        for item in (image, caption)
+    )
     sim = similarities(image, caption)
     valid = image.mask[:, None] & caption.mask[None, :]
     if mode == "MrSw":
@@ -87,6 +94,10 @@ def alignment_score(
     if mode == "MrAVGw":
         words = jnp.maximum(jnp.sum(caption.mask), 1)
         return _best_region_per_word(sim, valid, fill_zero) / words
+    if mode == "MrLSEw":
+        best = _masked_max(sim, valid, 0, fill_zero) / _LSE_TEMPERATURE
+        pooled = jax.nn.logsumexp(jnp.where(caption.mask, best, -1e9))
+        return jnp.where(jnp.any(valid), pooled, 0.0)
     if mode == "MwSr":
         return _best_word_per_region(sim, valid, fill_zero)
     if mode == "symm":
@@ -109,20 +120,31 @@ def pooled_score(image: Embeddings, caption: Embeddings) -> jax.Array:
 
 
 def score_matrix(
-    score: PairScorer, images: Embeddings, captions: Embeddings, *, chunk: int = 0
+    score: PairScorer,
+    images: Embeddings,
+    captions: Embeddings,
+    *,
+    chunk: int = 0,
+    kind: str = "tokens",
 ) -> jax.Array:
     """Scores [I, C] of all images with all captions.
 
     Args:
       score: scorer of one pair.
       images: I images; captions: C captions.
-      chunk: captions scored at once; 0 chooses it so that the similarities of one block stay
-        below 64 MiB. Blocks are recomputed in the backward pass, not stored.
+      chunk: captions scored at once; 0 chooses it so that the largest array of one block stays
+        near 64 MiB. Blocks are recomputed in the backward pass, not stored.
+      kind: that of the model. A pair of kind "pair" holds vectors for each region and word, and
+        not only their similarities.
     """
     count = captions.mask.shape[0]
     if chunk <= 0:
-        per_caption = images.mask.size * captions.mask.shape[1]
-        chunk = max(1, min(count, _SIMILARITIES_PER_BLOCK // max(per_caption, 1)))
+        words = captions.mask.shape[1]
+        per_caption = images.mask.size * words
+        if kind == "pair":
+            longest = max(images.mask.shape[1], words)
+            per_caption = images.mask.shape[0] * longest * images.tokens.shape[-1]
+        chunk = max(1, min(count, _NUMBERS_PER_BLOCK // max(per_caption, 1)))
 
     @jax.checkpoint
     def block(part: Embeddings) -> jax.Array:
@@ -140,3 +162,50 @@ def score_matrix(
 
     scores = jax.lax.map(block, jax.tree.map(split, captions))
     return jnp.moveaxis(scores, 0, 1).reshape(images.mask.shape[0], -1)[:, :count]
+
+
+def draw_candidates(
+    key: jax.Array, pooled: jax.Array, positives: jax.Array, count: int, temperature: float
+) -> jax.Array:
+    """The pairs that are worth a costly score: True [B, B] at each row's and column's own pair
+
+    and at `count` negatives, drawn with chances proportional to exp(pooled / temperature): any at
+    first, hard ones once the cheap scores know them. The hardest alone, from the first step on,
+    teach nothing, as with the hinge loss.
+
+    Args:
+      pooled: [B, B] cheap scores, as of the pooled vectors.
+      positives: [B, B] bool, never drawn as negatives.
+      count: negatives of each row and of each column.
+    """
+    size, count = pooled.shape[0], min(count, pooled.shape[0] - 1)
+    rows = jnp.arange(size)[:, None]
+    # The largest sums with Gumbel noise are a draw without replacement (Kool et al., ICML 2019).
+    noisy = (pooled / temperature)[None] + jax.random.gumbel(key, (2, size, size))
+    noisy = jnp.where(positives[None], -jnp.inf, noisy)
+    by_row = jax.lax.top_k(noisy[0], count)[1]
+    by_column = jax.lax.top_k(noisy[1].T, count)[1]
+    drawn = jnp.zeros(pooled.shape, bool).at[rows, by_row].set(True)
+    drawn = drawn.at[by_column, rows].set(True)
+    return jnp.eye(size, dtype=bool) | (drawn & ~positives)
+
+
+def pair_scores(
+    score: PairScorer, images: Embeddings, captions: Embeddings, chosen: jax.Array, count: int
+) -> jax.Array:
+    """Scores [B, B] of the chosen pairs only; 0 elsewhere.
+
+    Args:
+      score: scorer of one pair.
+      images, captions: B each.
+      chosen: [B, B] bool with at most `count` True entries.
+      count: pairs to score, a static number.
+    """
+    rows, columns = jnp.nonzero(chosen, size=count, fill_value=0)
+    pick = lambda items, index: jax.tree.map(lambda x: x[index], items)
+    values = jax.vmap(score)(pick(images, rows), pick(captions, columns))
+    # What fills up to `count` repeats the first pair, which the mask lets count once.
+    first = jnp.arange(count) < jnp.sum(chosen)
+    return (
+        jnp.zeros(chosen.shape, values.dtype).at[rows, columns].add(jnp.where(first, values, 0.0))
+    )

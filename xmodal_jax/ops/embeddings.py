@@ -20,6 +20,15 @@ class Embeddings:
     pooled: jax.Array
 
 
+def without_padding(x: jax.Array, mask: jax.Array) -> jax.Array:
+    """x [..., N, D] with zeros where mask [..., N] is False.
+
+    To be called before any product: 0 * NaN is NaN, also in the gradients of what is shared with
+    the valid rows.
+    """
+    return jnp.where(mask[..., None], x, 0)
+
+
 def l2_normalize(x: jax.Array, epsilon: float = 1e-12) -> jax.Array:
     """Returns x / max(||x||, epsilon) over the last axis, with finite gradients at x = 0.
 

