@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xmodal_jax import partitioning
 from xmodal_jax.errors import UserError
 from xmodal_jax.evaluators import reranking
 from xmodal_jax.evaluators.encoding import Encoder
@@ -20,6 +19,12 @@ from xmodal_jax.ops.embeddings import Embeddings
 from xmodal_jax.retrieval.metrics import ranks, retrieval_metrics
 
 IMAGES, CAPTIONS, REGIONS, WIDTH, BATCH = 10, 23, 3, 4, 4
+
+
+def four_devices():
+    """A mesh that splits a batch of BATCH rows."""
+    types = (jax.sharding.AxisType.Auto,) * 2
+    return jax.make_mesh((BATCH, 1), ("data", "model"), devices=jax.devices()[:4], axis_types=types)
 
 
 class Given(nn.Module):
@@ -94,7 +99,7 @@ def caption_batches(data):
 
 def test_retrieval_equals_loops(data):
     model = Given()
-    encoder = Encoder(model, partitioning.make_mesh())
+    encoder = Encoder(model, four_devices())
     evaluator = RetrievalEvaluator(
         model, encoder, lambda: image_batches(data), lambda: caption_batches(data), prefix="dev/"
     )
@@ -127,7 +132,7 @@ class Crossing(Given):
 
 
 def make(kind_of_evaluator, model, data, **options):
-    encoder = Encoder(model, partitioning.make_mesh())
+    encoder = Encoder(model, four_devices())
     return kind_of_evaluator(
         model, encoder, lambda: image_batches(data), lambda: caption_batches(data), **options
     )
@@ -215,7 +220,7 @@ def test_candidates_are_chosen_within_their_fold(data):
 
 
 def test_blocks_keep_to_their_memory(monkeypatch):
-    scorer = CandidateScorer(Crossing(), partitioning.make_mesh())
+    scorer = CandidateScorer(Crossing(), four_devices())
     short, long = (
         Embeddings(np.zeros((30, n, 8), np.float32), np.ones((30, n), bool), np.zeros((30, 8)))
         for n in (2, 5)
@@ -275,7 +280,7 @@ def test_scoring_that_fits():
 
 
 def test_pointing_counts_words_whose_best_region_is_linked(data):
-    encoder = Encoder(Given(), partitioning.make_mesh())
+    encoder = Encoder(Given(), four_devices())
     captions, starts, ends, regions, hits = [], [], [], [], 0
     rng = np.random.default_rng(1)
     for c in range(CAPTIONS):
