@@ -62,7 +62,7 @@ def _shrink(model: ml_collections.ConfigDict) -> None:
     """Widths for 6,000 images, and the pretrained text encoder for all."""
     model.text = models.bert_text()
     model.text.update(pretrained=minilm_directory(), dropout=0.0)
-    model.embed_dim = 384
+    model.embed_dim = 256
     if model.name == "teran":
         # Mean instead of sum over words: one temperature then fits captions of every length.
         model.update(region_layers=1, top_layers=1, mlp_dim=1024, alignment="MrAVGw")

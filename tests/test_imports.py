@@ -21,7 +21,7 @@ LAYERS = [
         "optimizer",
     ],
     ["models"],
-    ["train_state", "train_step", "checkpoint", "collapse", "run_record"],
+    ["objective", "train_state", "train_step", "checkpoint", "collapse", "run_record"],
     ["evaluators", "export"],
     ["experiment", "command_line"],
     ["train", "evaluate", "results", "ensemble"],

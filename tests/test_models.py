@@ -15,8 +15,9 @@ from xmodal_jax import optimizer, partitioning, train_state
 from xmodal_jax.errors import UserError
 from xmodal_jax.models import build_model
 from xmodal_jax.models.batch import IMAGE_FIELDS, batch_spec
+from xmodal_jax.models.scorers import pair_scorer
 from xmodal_jax.ops.alignment import score_matrix
-from xmodal_jax.train_step import make_train_step, pair_scorer
+from xmodal_jax.train_step import make_train_step
 
 VOCABULARY, WIDTH, PREDICATES = 30, 8, 3
 REGIONS, WORDS = 5, 8  # the longest of a batch

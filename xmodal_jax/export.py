@@ -29,9 +29,9 @@ from xmodal_jax import train_state
 from xmodal_jax.errors import UserError
 from xmodal_jax.models import build_model
 from xmodal_jax.models.batch import encoder_spec
+from xmodal_jax.models.scorers import pair_scorer
 from xmodal_jax.ops.alignment import score_matrix
 from xmodal_jax.ops.embeddings import Embeddings
-from xmodal_jax.train_step import pair_scorer
 
 FORMAT = 1
 

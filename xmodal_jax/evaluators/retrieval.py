@@ -11,10 +11,10 @@ from tqdm import tqdm
 
 from xmodal_jax.errors import UserError
 from xmodal_jax.evaluators.encoding import Batches, Encoded, Encoder
+from xmodal_jax.models.scorers import pair_scorer
 from xmodal_jax.ops.alignment import pooled_score, score_matrix
 from xmodal_jax.ops.embeddings import Embeddings
 from xmodal_jax.retrieval.metrics import protocol_metrics
-from xmodal_jax.train_step import pair_scorer
 
 SCORES = ("model", "pooled")
 

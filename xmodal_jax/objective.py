@@ -1,0 +1,124 @@
+"""What is minimised: a batch is augmented, encoded and scored, and its scores meet the losses."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from xmodal_jax import losses
+from xmodal_jax.augment import augment
+from xmodal_jax.errors import UserError
+from xmodal_jax.models.batch import IMAGE_FIELDS, TEXT_FIELDS
+from xmodal_jax.models.scorers import pair_scorer, teacher_scorer
+from xmodal_jax.ops.alignment import (
+    PairScorer,
+    draw_candidates,
+    pair_scores,
+    pooled_score,
+    score_matrix,
+)
+from xmodal_jax.ops.embeddings import Embeddings
+
+Params = Any
+Batch = Mapping[str, jax.Array]
+
+
+def encode_in_parts(
+    encode: Callable[[Batch, jax.Array], Embeddings], batch: Batch, key: jax.Array, parts: int
+) -> Embeddings:
+    """Embeddings of a batch, of which one part's activations are held at a time (GradCache).
+
+    The backward pass encodes each part again; what follows sees all embeddings at once, so that
+    negatives come from the whole batch (Gao et al., RepL4NLP 2021).
+
+    Args:
+      encode: (part of the batch, key) -> its embeddings.
+      batch: arrays [B, ...].
+      key: each part gets its own.
+      parts: divides B.
+    """
+    if parts == 1:
+        return encode(batch, key)
+    # Part p has the rows p, p + parts, ...: rows stay on the device that has them.
+    split = lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0)
+    join = lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
+    inputs = (jax.tree.map(split, batch), jax.random.split(key, parts))
+    return jax.tree.map(join, jax.lax.map(jax.checkpoint(lambda part: encode(*part)), inputs))
+
+
+class Objective:
+    """(parameters, batch, step, key) -> loss, with dropout and augmentation."""
+
+    def __init__(self, model: nn.Module, config: Any, mask_id: int) -> None:
+        """config: the whole configuration; mask_id: token that replaces masked words."""
+        self._model, self._config, self._mask_id = model, config, mask_id
+        self._loss = losses.make_loss(config.loss)
+        c = config.loss
+        if c.candidates > 0 and c.pooled_weight <= 0:
+            raise UserError(
+                f"loss.candidates={c.candidates} are drawn by the pooled vectors, which "
+                f"loss.pooled_weight={c.pooled_weight} does not train; set that to 1"
+            )
+        if c.candidates > 0 and c.distill_weight > 0:
+            raise UserError(
+                f"loss.candidates={c.candidates} leaves pairs unscored that loss.distill_weight="
+                f"{c.distill_weight} ranks; set one of them to 0"
+            )
+
+    def __call__(self, params: Params, batch: Batch, step: jax.Array, key: jax.Array) -> jax.Array:
+        """The loss of one batch."""
+        keys = jax.random.split(key, 4)
+        batch = augment(keys[0], batch, mask_id=self._mask_id, **dict(self._config.augment))
+        images = self._encode(params, batch, IMAGE_FIELDS, "encode_image", keys[1])
+        captions = self._encode(params, batch, TEXT_FIELDS, "encode_text", keys[2])
+        positives = losses.positive_pairs(batch["image_id"], self._config.loss.positives)
+
+        c = self._config.loss
+        score, total = pair_scorer(self._model, params), jnp.zeros(())
+        pooled = self._matrix(pooled_score, images, captions, "vector")
+        if c.pooled_weight > 0:
+            total += c.pooled_weight * self._loss(pooled, positives, step)
+        if c.candidates > 0:
+            fixed = jax.lax.stop_gradient(pooled)
+            chosen = draw_candidates(keys[3], fixed, positives, c.candidates, c.temperature)
+            count = positives.shape[0] * (2 * c.candidates + 1)
+            scores = pair_scores(score, images, captions, chosen, count)
+            # A pair that was not scored is no negative.
+            return total + self._loss(scores, positives | ~chosen, step)
+        scores = self._matrix(score, images, captions, self._model.kind)
+        total += self._loss(scores, positives, step)
+        if c.distill_weight > 0:
+            teacher = teacher_scorer(self._model, params)
+            taught = self._matrix(teacher, images, captions, "tokens")
+            total += self._distillation(scores, taught, positives, step)
+        return total
+
+    def _encode(
+        self, params: Params, batch: Batch, fields: tuple[str, ...], method: str, key: jax.Array
+    ) -> Embeddings:
+        def encode(part: Batch, key: jax.Array) -> Embeddings:
+            rngs = {"dropout": key}
+            return self._model.apply({"params": params}, part, False, method=method, rngs=rngs)
+
+        inputs = {name: batch[name] for name in fields if name in batch}
+        return encode_in_parts(encode, inputs, key, self._config.train.encode_parts)
+
+    def _matrix(
+        self, score: PairScorer, images: Embeddings, captions: Embeddings, kind: str
+    ) -> jax.Array:
+        return score_matrix(score, images, captions, chunk=self._config.loss.chunk, kind=kind)
+
+    def _distillation(
+        self, scores: jax.Array, teacher: jax.Array, positives: jax.Array, step: jax.Array
+    ) -> jax.Array:
+        """The teacher's own loss, and that of a model which ranks otherwise than the teacher."""
+        c = self._config.loss
+        ranking = losses.listwise_distillation(
+            scores,
+            teacher,
+            temperature=c.distill_temperature,
+            teacher_temperature=c.teacher_temperature,
+        )
+        return self._loss(teacher, positives, step) + c.distill_weight * ranking
