@@ -34,7 +34,7 @@ def get_config() -> ml_collections.ConfigDict:
     loss.kind = "hinge"  # or info_nce, sigmoid
     loss.margin = 0.2  # hinge
     loss.sum_steps = 0  # hinge: first steps with all negatives, before the hardest only
-    loss.temperature = 0.05  # info_nce, sigmoid
+    loss.temperature = 0.05  # info_nce, sigmoid; and of the draw of candidates
     loss.bias = -10.0  # sigmoid
     loss.pooled_weight = 0.0  # adds the same loss on the pooled vectors, with this weight
     # Pair models: score each pair of the batch with so many negatives on either side, drawn by the

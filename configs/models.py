@@ -227,7 +227,10 @@ VARIANTS: dict[str, tuple[Callable[[ConfigDict, int], None], dict[str, Any]]] = 
     # TERN (Messina et al., ICPR 2020): the same encoders, one vector for each side.
     "tern": (teran, {"model.score": "pooled"}),
     # The vectors taught by the alignment scores of the same encoders, as in ALADIN.
-    "tern_distilled": (teran, {"model.score": "pooled", "loss.distill_weight": 1.0}),
+    "tern_distilled": (
+        teran,
+        {"model.score": "pooled", "model.alignment": "MrAVGw", "loss.distill_weight": 1.0},
+    ),
     "vse": (vse, {}),
     "vse_infinity": (vse_infinity, {}),
     "vsrn": (vsrn, {}),

@@ -8,4 +8,4 @@ data=${1:?usage: bash launch/family.sh demo|flickr8k|flickr30k|coco [--seeds=N]}
 shift
 variants=vse,vse_infinity,vsrn,tern,tern_distilled,teran,chan,scan_t2i,scan_i2t,saf,sgr,cmsei
 exec .venv/bin/python -m xmodal_jax.sweep --config="configs/$data.py" --variants="$variants" \
-  --out="runs/$data-models" --split=test "$@"
+  --out="runs/$data-models" --split=test --seeds=3 "$@"

@@ -1,18 +1,17 @@
 """Pair scorers and the score matrix against numpy double loops."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests import oracles
+from xmodal_jax.ops import alignment
 from xmodal_jax.ops.alignment import (
     MODES,
     alignment_score,
+    candidate_scores,
     draw_candidates,
-    pair_scores,
     pooled_score,
     score_matrix,
 )
@@ -196,8 +195,15 @@ def candidates(ids, count, temperature, draws):
     draw = lambda key: draw_candidates(
         key, jnp.asarray(pooled), jnp.asarray(positives), count, temperature
     )
-    drawn = jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(0), draws))
-    return pooled, positives, np.asarray(drawn)
+    captions, images = map(
+        np.asarray, jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(0), draws))
+    )
+    drawn = np.zeros((draws, 6, 6), bool)
+    for k, i, n in np.ndindex(captions.shape):
+        drawn[k, i, captions[k, i, n]] = True
+        drawn[k, images[k, i, n], i] = True
+    # Positives come where the negatives do not suffice; they are no negatives of the loss.
+    return pooled, positives, (drawn & ~positives) | np.eye(6, dtype=bool)
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 9])
@@ -211,7 +217,6 @@ def test_candidates_at_no_temperature_are_the_hardest(ids, count):
         chosen |= {(j, i) for j in sorted(negatives, key=lambda j: -pooled[j, i])[:count]}
     for ours in drawn:
         assert {(int(i), int(j)) for i, j in np.argwhere(ours)} == chosen
-    assert len(chosen) <= 6 * (2 * count + 1)
 
 
 def test_candidates_are_drawn_by_their_chances():
@@ -231,20 +236,28 @@ def test_candidates_are_drawn_by_their_chances():
     assert not drawn[:, positives & ~np.eye(6, dtype=bool)].any()
 
 
-def test_pair_scores_equal_loops_and_their_gradients(x64):
-    # As many of each; the first pair is not chosen, which is what fills up the spare places.
+@pytest.mark.parametrize("block", [2**24, 1])
+def test_candidate_scores_equal_loops_and_their_gradients(x64, monkeypatch, block):
+    monkeypatch.setattr(alignment, "_NUMBERS_PER_BLOCK", block)  # in one part, and row by row
     sets = random_sets(seed=4, empty=True)
     images, captions = (embeddings(tuple(x[:N] for x in s)) for s in sets)
-    chosen = np.array([[0, 1, 0], [1, 1, 0], [0, 0, 1]], bool)
-    target = jnp.asarray(np.random.default_rng(5).normal(size=chosen.shape))
+    # Image 0 with caption 1 is drawn from both sides, image 2 draws its own caption.
+    of_images, of_captions = np.array([[1], [0], [2]]), np.array([[1], [0], [1]])
+    pairs = {(0, 0), (1, 1), (2, 2), (0, 1), (1, 0), (1, 2)}
+    target = jnp.asarray(np.random.default_rng(5).normal(size=(N, N)))
     score = lambda i, c: alignment_score(i, c, mode="MrSw")
 
     def plain(images, captions):
         scores = jnp.zeros((N, N))
-        for i, j in np.argwhere(chosen).tolist():
+        for i, j in pairs:
             pick = lambda x, k: jax.tree.map(lambda leaf: leaf[k], x)
             scores = scores.at[i, j].set(score(pick(images, i), pick(captions, j)))
         return scores
+
+    def ours(images, captions):
+        drawn = (jnp.asarray(of_images), jnp.asarray(of_captions))
+        scores, scored = candidate_scores(score, images, captions, drawn)
+        return jnp.where(scored, scores, 0.0)
 
     def result(scores):
         """Scores, and the gradients of their projection."""
@@ -256,12 +269,29 @@ def test_pair_scores_equal_loops_and_their_gradients(x64):
         return jax.jit(jax.grad(total, (0, 1), has_aux=True))(images.tokens, captions.tokens)
 
     expected = np.zeros((N, N))
-    for i, j in np.argwhere(chosen):
+    for i, j in pairs:
         tokens_and_masks = (images.tokens[i], images.mask[i], captions.tokens[j], captions.mask[j])
         expected[i, j] = loop_score("MrSw", *map(np.asarray, tokens_and_masks))
     looped = result(plain)
     np.testing.assert_allclose(looped[1], expected, atol=1e-12)
-    same = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12)
-    for spare in (0, 3, 20):
-        ours = partial(pair_scores, score, chosen=jnp.asarray(chosen), count=chosen.sum() + spare)
-        jax.tree.map(same, result(ours), looped)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), result(ours), looped)
+
+
+def test_devices_share_the_candidates():
+    mesh = jax.make_mesh(
+        (8,), ("data",), devices=jax.devices(), axis_types=(jax.sharding.AxisType.Auto,)
+    )
+    rng = np.random.default_rng(0)
+    items = Embeddings(
+        rng.normal(size=(16, 5, 32)), np.ones((16, 5), bool), rng.normal(size=(16, 32))
+    )
+    index = jnp.asarray(rng.integers(0, 16, (16, 3)))
+
+    def flops(sharding):
+        put = lambda tree: jax.tree.map(lambda x: jax.device_put(x, sharding), tree)
+        heavy = lambda i, c: jnp.sum((i.tokens @ i.tokens.T @ i.tokens) * c.tokens)
+        run = jax.jit(lambda i, c, x: candidate_scores(heavy, i, c, (x, x))[0])
+        return run.lower(put(items), put(items), put(index)).compile().cost_analysis()["flops"]
+
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    assert flops(split) < flops(jax.sharding.SingleDeviceSharding(jax.devices()[0])) / 4

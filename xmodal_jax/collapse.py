@@ -9,7 +9,8 @@ _CLOSE = 0.01  # of the level
 def collapse_level(config: Any, batch_size: int) -> float | None:
     """Loss of a model that gives every pair the same score; None if the loss has no such level.
 
-    2 B m for the hinge loss with hardest negatives, and nearly that while all of them count.
+    2 B m for the hinge loss with hardest negatives, and nearly that while all of them count; the
+    loss on the pooled vectors, if there is one, adds its own.
 
     Args:
       config: the section `loss` of the configuration.
@@ -36,8 +37,8 @@ class CollapseWatch:
             return None
         self._said = True
         return (
-            f"the loss has stayed at {self._level:.4g} = 2 * batch size * margin for {PATIENCE} "
-            "steps: all pairs score the same, the model has collapsed. Start anew in another "
+            f"the loss has stayed at {self._level:.4g}, that of equal scores for all pairs, for "
+            f"{PATIENCE} steps: the model has collapsed. Start anew in another "
             "--workdir with loss.sum_steps of about an epoch (all negatives before the hardest), "
             "a lower optimizer.learning_rate, or loss.kind=info_nce"
         )

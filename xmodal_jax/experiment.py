@@ -164,6 +164,9 @@ class Experiment:
         )
         prefix = c.split + "/"
         check_scoring(c.score, c.rerank_top_k, self.model.kind)
+        staged = c.rerank_top_k > 0 or c.score == "pooled"
+        if staged and self.model.kind != "vector" and self.config.loss.pooled_weight <= 0:
+            logging.warning("the pooled vectors were not trained: loss.pooled_weight was 0")
         chosen = (
             partial(RerankingEvaluator, top_k=c.rerank_top_k)
             if c.rerank_top_k

@@ -11,11 +11,12 @@ from xmodal_jax import losses
 from xmodal_jax.augment import augment
 from xmodal_jax.errors import UserError
 from xmodal_jax.models.batch import IMAGE_FIELDS, TEXT_FIELDS
-from xmodal_jax.models.scorers import pair_scorer, teacher_scorer
+from xmodal_jax.models.scorers import check_teacher, pair_scorer, teacher_scorer
 from xmodal_jax.ops.alignment import (
     PairScorer,
+    candidate_scores,
     draw_candidates,
-    pair_scores,
+    map_in_parts,
     pooled_score,
     score_matrix,
 )
@@ -41,11 +42,10 @@ def encode_in_parts(
     """
     if parts == 1:
         return encode(batch, key)
-    # Part p has the rows p, p + parts, ...: rows stay on the device that has them.
-    split = lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0)
-    join = lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
-    inputs = (jax.tree.map(split, batch), jax.random.split(key, parts))
-    return jax.tree.map(join, jax.lax.map(jax.checkpoint(lambda part: encode(*part)), inputs))
+    # A key for each row, of which a part uses its first: the map splits rows and nothing else.
+    rows = next(iter(batch.values())).shape[0]
+    keys = jax.random.split(key, rows)
+    return map_in_parts(lambda part: encode(part[0], part[1][0]), (batch, keys), parts)
 
 
 class Objective:
@@ -55,17 +55,24 @@ class Objective:
         """config: the whole configuration; mask_id: token that replaces masked words."""
         self._model, self._config, self._mask_id = model, config, mask_id
         self._loss = losses.make_loss(config.loss)
-        c = config.loss
+        self._check(config.loss)
+
+    def _check(self, c: Any) -> None:
+        for field in ("candidates", "pooled_weight", "distill_weight"):
+            if c[field] < 0:
+                raise UserError(f"loss.{field}={c[field]}; give 0 or more")
         if c.candidates > 0 and c.pooled_weight <= 0:
             raise UserError(
                 f"loss.candidates={c.candidates} are drawn by the pooled vectors, which "
                 f"loss.pooled_weight={c.pooled_weight} does not train; set that to 1"
             )
-        if c.candidates > 0 and c.distill_weight > 0:
+        if c.candidates > 0 and (c.distill_weight > 0 or c.kind == "sigmoid"):
             raise UserError(
-                f"loss.candidates={c.candidates} leaves pairs unscored that loss.distill_weight="
-                f"{c.distill_weight} ranks; set one of them to 0"
+                f"loss.candidates={c.candidates} leaves pairs unscored, which loss.kind=sigmoid "
+                "and loss.distill_weight need; set it to 0"
             )
+        if c.distill_weight > 0:
+            check_teacher(self._model)
 
     def __call__(self, params: Params, batch: Batch, step: jax.Array, key: jax.Array) -> jax.Array:
         """The loss of one batch."""
@@ -82,11 +89,10 @@ class Objective:
             total += c.pooled_weight * self._loss(pooled, positives, step)
         if c.candidates > 0:
             fixed = jax.lax.stop_gradient(pooled)
-            chosen = draw_candidates(keys[3], fixed, positives, c.candidates, c.temperature)
-            count = positives.shape[0] * (2 * c.candidates + 1)
-            scores = pair_scores(score, images, captions, chosen, count)
+            drawn = draw_candidates(keys[3], fixed, positives, c.candidates, c.temperature)
+            scores, scored = candidate_scores(score, images, captions, drawn)
             # A pair that was not scored is no negative.
-            return total + self._loss(scores, positives | ~chosen, step)
+            return total + self._loss(scores, positives | ~scored, step)
         scores = self._matrix(score, images, captions, self._model.kind)
         total += self._loss(scores, positives, step)
         if c.distill_weight > 0:

@@ -65,7 +65,7 @@ def _check_heads(num_heads: int, widths: dict[str, int], field: str) -> None:
 def _teran(config: Any, feature_width: int, vocab_size: int, num_predicates: int) -> Teran:
     del num_predicates
     if config.text.get("encoder", "bert") != "bert":
-        raise UserError(f"model.text.encoder={config.text.encoder!r}: TERAN has BERT; use bert")
+        raise UserError(f"model.text.encoder={config.text.encoder!r}: TERAN takes a BERT; use bert")
     wide = {"region features": feature_width, "embed_dim": config.embed_dim}
     _check_heads(config.num_heads, wide, "model.num_heads")
     others = {k: v for k, v in config.items() if k not in ("name", "text")}

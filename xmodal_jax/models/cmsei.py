@@ -5,9 +5,13 @@ Ge et al., "Cross-modal Semantic Enhanced Interaction for Image-Sentence Retriev
 a semantic graph; (b) interactive attention between objects and words together with their
 alignment; (c) cross-level attention between objects and the sentence, and words and the image. Its
 public text fixes these stages and not their equations or constants, so this is NOT the authors'
-model and claims none of their numbers. Stage (a) is `graph.GraphReasoning`, in the form of CGMN and
-VSRN; (b) and (c) have the form of the refinement and guidance cells of DIME (Qu et al., SIGIR
-2021). Each part is a switch.
+model and claims none of their numbers. Stage (a) is `reasoning.GraphReasoning`, in the form of CGMN
+and VSRN; (b) and (c) have the form of the refinement and guidance cells of DIME (Qu et al., SIGIR
+2021), with layer normalisation in the place of its batch normalisation and the refinement starting
+as the identity. Each part is a switch.
+
+With a single word or region, guidance scales each number by its own size, that is by its sign: such
+a score is right but no smooth function of its input.
 """
 
 import flax.linen as nn

@@ -21,7 +21,7 @@ from xmodal_jax.models.bert import BertConfig
 from xmodal_jax.models.image import RegionProjection
 from xmodal_jax.models.pooling import Pooling
 from xmodal_jax.models.text import GruConfig, TextEncoder
-from xmodal_jax.ops.embeddings import Embeddings, l2_normalize
+from xmodal_jax.ops.embeddings import Embeddings, l2_normalize, without_padding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,8 @@ class Matcher(nn.Module):
     ) -> Embeddings:
         """Encodes regions [B, R, F], region_mask [B, R] and what the reasoning reads of a batch."""
         mask = batch["region_mask"]
-        x = self.region_projection(self.region_dropout(batch["regions"], deterministic))
+        x = self.region_dropout(without_padding(batch["regions"], mask), deterministic)
+        x = self.region_projection(x)
         x = l2_normalize(x) if self.config.unit_tokens else x
         if self.reasoning is not None:
             x = self.reasoning(x, mask, batch, deterministic)

@@ -54,7 +54,7 @@ class CrossAttentionSimilarity(nn.Module):
 
     def __call__(self, image: Embeddings, caption: Embeddings) -> jax.Array:
         if self.direction not in ("t2i", "i2t"):
-            raise UserError(f"similarity.direction={self.direction!r} is not one of t2i, i2t")
+            raise UserError(f"model.similarity.direction={self.direction!r} is not one of t2i, i2t")
         query, context = (caption, image) if self.direction == "t2i" else (image, caption)
         cosines = attended_cosines(
             query.tokens, query.mask, context.tokens, context.mask, self.smooth

@@ -7,6 +7,7 @@ Modes and names: TERAN (Messina et al., TOMM 2021, section 3.3).
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -166,46 +167,88 @@ def score_matrix(
 
 def draw_candidates(
     key: jax.Array, pooled: jax.Array, positives: jax.Array, count: int, temperature: float
-) -> jax.Array:
-    """The pairs that are worth a costly score: True [B, B] at each row's and column's own pair
+) -> tuple[jax.Array, jax.Array]:
+    """Negatives that are worth a costly score.
 
-    and at `count` negatives, drawn with chances proportional to exp(pooled / temperature): any at
-    first, hard ones once the cheap scores know them. The hardest alone, from the first step on,
-    teach nothing, as with the hinge loss.
+    They are drawn with chances proportional to exp(pooled / temperature): any at first, hard ones
+    once the cheap scores know them. The hardest alone, from the first step on, teach nothing.
 
     Args:
       pooled: [B, B] cheap scores, as of the pooled vectors.
-      positives: [B, B] bool, never drawn as negatives.
-      count: negatives of each row and of each column.
+      positives: [B, B] bool; drawn only where a row or column has too few negatives.
+      count: negatives of each image and of each caption.
+
+    Returns:
+      int32 [B, count] captions for each image, and images for each caption.
     """
-    size, count = pooled.shape[0], min(count, pooled.shape[0] - 1)
-    rows = jnp.arange(size)[:, None]
+    size = pooled.shape[0]
     # The largest sums with Gumbel noise are a draw without replacement (Kool et al., ICML 2019).
-    noisy = (pooled / temperature)[None] + jax.random.gumbel(key, (2, size, size))
+    noisy = pooled[None] / temperature + jax.random.gumbel(key, (2, size, size))
     noisy = jnp.where(positives[None], -jnp.inf, noisy)
-    by_row = jax.lax.top_k(noisy[0], count)[1]
-    by_column = jax.lax.top_k(noisy[1].T, count)[1]
-    drawn = jnp.zeros(pooled.shape, bool).at[rows, by_row].set(True)
-    drawn = drawn.at[by_column, rows].set(True)
-    return jnp.eye(size, dtype=bool) | (drawn & ~positives)
+    top = lambda values: jax.lax.top_k(values, min(count, size - 1))[1]
+    return top(noisy[0]), top(noisy[1].T)
 
 
-def pair_scores(
-    score: PairScorer, images: Embeddings, captions: Embeddings, chosen: jax.Array, count: int
-) -> jax.Array:
-    """Scores [B, B] of the chosen pairs only; 0 elsewhere.
+def candidate_scores(
+    score: PairScorer,
+    images: Embeddings,
+    captions: Embeddings,
+    candidates: tuple[jax.Array, jax.Array],
+) -> tuple[jax.Array, jax.Array]:
+    """Scores of each of B pairs and of each item with its candidates, and of no other pair.
+
+    Each image meets its captions and each caption its images: the batch axis stays the outer one,
+    so that devices share the work, and what depends on that item alone is computed once. Blocks
+    are recomputed in the backward pass, not stored.
 
     Args:
       score: scorer of one pair.
-      images, captions: B each.
-      chosen: [B, B] bool with at most `count` True entries.
-      count: pairs to score, a static number.
+      images, captions: B each; row i of both is a pair.
+      candidates: of `draw_candidates`.
+
+    Returns:
+      scores [B, B], 0 where a pair was not scored; bool [B, B], where it was.
     """
-    rows, columns = jnp.nonzero(chosen, size=count, fill_value=0)
-    pick = lambda items, index: jax.tree.map(lambda x: x[index], items)
-    values = jax.vmap(score)(pick(images, rows), pick(captions, columns))
-    # What fills up to `count` repeats the first pair, which the mask lets count once.
-    first = jnp.arange(count) < jnp.sum(chosen)
-    return (
-        jnp.zeros(chosen.shape, values.dtype).at[rows, columns].add(jnp.where(first, values, 0.0))
-    )
+    size = images.mask.shape[0]
+    own = jnp.arange(size)[:, None]
+    of_images = jnp.concatenate([own, candidates[0]], axis=1)
+
+    def block(score: PairScorer, part: tuple[Embeddings, jax.Array], pool: Embeddings) -> jax.Array:
+        items, index = part
+        chosen = jax.tree.map(lambda x: x[index], pool)
+        return jax.vmap(jax.vmap(score, in_axes=(None, 0)))(items, chosen)
+
+    longest = max(images.mask.shape[1], captions.mask.shape[1])
+    numbers = of_images.size * longest * images.tokens.shape[-1]
+    divisors = [p for p in range(1, size + 1) if size % p == 0]
+    parts = next((p for p in divisors if numbers <= p * _NUMBERS_PER_BLOCK), size)
+    turned = lambda caption, image: score(image, caption)
+    by_image = map_in_parts(lambda x: block(score, x, captions), (images, of_images), parts)
+    by_caption = map_in_parts(lambda x: block(turned, x, images), (captions, candidates[1]), parts)
+    total, times = jnp.zeros((size, size), by_image.dtype), jnp.zeros((size, size))
+    for rows, columns, values in (
+        (own, of_images, by_image),
+        (candidates[1], own, by_caption),
+    ):
+        total = total.at[rows, columns].add(values)
+        times = times.at[rows, columns].add(1.0)
+    # A pair that was drawn from both sides counts once.
+    return total / jnp.maximum(times, 1), times > 0
+
+
+def map_in_parts(function: Callable[[Any], Any], inputs: Any, parts: int) -> Any:
+    """function(inputs) for a function that treats rows alike, one part of the rows at a time.
+
+    Args:
+      function: tree of arrays [B / parts, ...] -> tree of arrays [B / parts, ...]; what it computes
+        on the way is computed again in the backward pass instead of being stored.
+      inputs: tree of arrays [B, ...].
+      parts: divides B; 1 calls the function as it is.
+    """
+    if parts == 1:
+        return function(inputs)
+    # Part p has the rows p, p + parts, ...: rows stay on the device that has them.
+    split = lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0)
+    join = lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
+    out = jax.lax.map(jax.checkpoint(function), jax.tree.map(split, inputs))
+    return jax.tree.map(join, out)
