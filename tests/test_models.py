@@ -127,7 +127,7 @@ def padded(batch, junk):
     for name, mask in masks.items():
         if name in out:
             valid = out[mask].reshape(out[mask].shape + (1,) * (out[name].ndim - 2))
-            value = 2 if out[name].dtype == np.int32 else junk
+            value = 2 if out[name].dtype == np.int32 else np.nan if name == "regions" else junk
             out[name] = np.where(valid, out[name], value).astype(out[name].dtype)
     return out
 

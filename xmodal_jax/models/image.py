@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from xmodal_jax.errors import UserError
 from xmodal_jax.models.layers import Dtype, Mlp, Transformer
+from xmodal_jax.ops.embeddings import without_padding
 
 BOX_ENCODINGS = ("concat-and-process", "project-and-sum", "none")
 
@@ -57,6 +58,7 @@ class RegionEncoder(nn.Module):
     ) -> tuple[jax.Array, jax.Array]:
         """regions [B, R, F], boxes [B, R, 4], mask [B, R] -> ([B, 1 + R, F], mask [B, 1 + R])."""
         slot = [(0, 0), (1, 0), (0, 0)]
+        regions, boxes = without_padding(regions, mask), without_padding(boxes, mask)
         regions = jnp.pad(regions.astype(self.dtype), slot)
         mask = jnp.pad(mask, slot[:2], constant_values=True)
         x = BoxEncoding(self.box_encoding, self.dtype, name="box_encoding")(
