@@ -85,7 +85,7 @@ def export(config: Any, workdir: Path) -> None:
         experiment.tokenizer,
         config,
         experiment.feature_width,
-        experiment.num_predicates,
+        experiment.predicates,
     )
     print(f"parameters of step {step} exported to {directory}")
     print(f'load them with: xmodal_jax.export.load("{directory}")')

@@ -37,7 +37,7 @@ class Experiment:
     dataset: Any  # TFDS builder
     tokenizer: Tokenizer
     feature_width: int
-    num_predicates: int  # of the data's scene graphs
+    predicates: tuple[str, ...]  # of the data's scene graphs
     mesh: jax.sharding.Mesh
     model: nn.Module
     tx: optax.GradientTransformation
@@ -70,9 +70,9 @@ class Experiment:
         width = input_pipeline.feature_width(dataset)
         counts = dataset.info.metadata["word_counts"]
         tokenizer = make_tokenizer(config.data.tokenizer, counts, config.data.min_word_count)
-        num_predicates = len(input_pipeline.predicates(dataset))
-        _check_scene_graphs(config, num_predicates)
-        model = build_model(config.model, width, tokenizer.vocab_size, num_predicates)
+        predicates = tuple(input_pipeline.predicates(dataset))
+        _check_scene_graphs(config, len(predicates))
+        model = build_model(config.model, width, tokenizer.vocab_size, len(predicates))
         text = model.config.text
         if isinstance(text, BertConfig) and config.data.max_tokens > text.max_positions:
             raise UserError(
@@ -88,7 +88,7 @@ class Experiment:
             dataset,
             tokenizer,
             width,
-            num_predicates,
+            predicates,
             mesh,
             model,
             tx,

@@ -46,7 +46,7 @@ class ExportedModel:
     feature_width: int
     max_regions: int
     max_tokens: int
-    num_predicates: int  # of the scene graphs the model was trained with; 0: none
+    predicates: tuple[str, ...]  # of the scene graphs the model was trained with; their numbers
 
     def encode_text(self, captions: Sequence[str]) -> Embeddings:
         """Embeddings of C captions; longer ones than max_tokens are cut."""
@@ -68,8 +68,8 @@ class ExportedModel:
           regions: [B, R, F] region features.
           boxes: [B, R, 4] x1, y1, x2, y2, divided by the image's width and height.
           region_mask: [B, R] bool, False on padding; all valid if not given.
-          relations: for a model with scene graphs, int [B, E, 3] of subject region, predicate
-            number, object region, and their confidences [B, E], 0 on padding; none if not given.
+          relations: for a model with scene graphs, int [B, E, 3] of subject region, number in
+            `predicates`, object region, and confidences [B, E], 0 on padding; none if not given.
         """
         if regions.ndim != 3 or regions.shape[-1] != self.feature_width:
             raise UserError(
@@ -94,18 +94,22 @@ class ExportedModel:
     def _scene_graph(
         self, relations: tuple[np.ndarray, np.ndarray], shape: tuple[int, int]
     ) -> dict[str, np.ndarray]:
-        triples, scores = relations
+        triples, scores = (np.asarray(x) for x in relations)
+        if not np.issubdtype(triples.dtype, np.integer):
+            raise UserError(f"relations are {triples.dtype}; give the numbers of regions and names")
         if triples.shape != (shape[0], *scores.shape[1:], 3) or scores.ndim != 2:
             raise UserError(
                 f"relations have shapes {triples.shape} and {scores.shape}, not "
                 f"({shape[0]}, E, 3) and ({shape[0]}, E)"
             )
-        limits = np.array([shape[1], self.num_predicates, shape[1]])
+        if not np.isfinite(scores).all():
+            raise UserError("confidences of relations are not finite; correct them")
+        limits = np.array([shape[1], len(self.predicates), shape[1]])
         valid = scores > 0
         if not ((triples[valid] >= 0) & (triples[valid] < limits)).all():
             raise UserError(
                 f"relations name a region or predicate that does not exist; there are {shape[1]} "
-                f"regions and {self.num_predicates} predicates"
+                f"regions and {len(self.predicates)} predicates"
             )
         return {"relations": triples, "relation_scores": scores, "relation_mask": valid}
 
@@ -136,7 +140,7 @@ def save(
     tokenizer: Tokenizer,
     config: ml_collections.ConfigDict,
     feature_width: int,
-    num_predicates: int = 0,
+    predicates: Sequence[str] = (),
 ) -> None:
     """Writes an export; `directory` is replaced only when the new one is whole.
 
@@ -158,7 +162,7 @@ def save(
         "feature_width": feature_width,
         "max_regions": config.data.max_regions,
         "max_tokens": config.data.max_tokens,
-        "num_predicates": num_predicates,
+        "predicates": list(predicates),
     }
     (aside / "model.json").write_text(json.dumps(content, indent=2) + "\n")
     tokenizer.save(aside / "tokenizer")
@@ -185,8 +189,8 @@ def load(directory: str | Path) -> ExportedModel:
         )
     config = ml_collections.ConfigDict(content["model"])
     width = content["feature_width"]
-    predicates = content.get("num_predicates", 0)
-    model = build_model(config, width, config.text.vocab_size, predicates)
+    predicates = tuple(content.get("predicates", ()))
+    model = build_model(config, width, config.text.vocab_size, len(predicates))
     spec = encoder_spec(1, content["max_regions"], width, content["max_tokens"])
     # Here, whatever machine wrote it: an export of a pod loads on a laptop.
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -203,5 +207,5 @@ def load(directory: str | Path) -> ExportedModel:
         feature_width=width,
         max_regions=content["max_regions"],
         max_tokens=content["max_tokens"],
-        num_predicates=predicates,
+        predicates=predicates,
     )

@@ -36,6 +36,7 @@ from ml_collections import config_flags
 
 from xmodal_jax import results, run_record
 from xmodal_jax.errors import UserError
+from xmodal_jax.retrieval.metrics import PROTOCOLS
 
 # What the sweep itself says to its members.
 _RESERVED = (
@@ -107,7 +108,7 @@ def load_config(arguments: Sequence[str]) -> dict[str, Any] | None:
     try:
         values(argv, known_only=True)
         return json.loads(json.dumps(config.value.to_dict()))
-    except (flags.Error, AttributeError, KeyError, OSError, TypeError):
+    except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError):
         return None
 
 
@@ -236,6 +237,12 @@ def make_members(args: argparse.Namespace, overrides: Sequence[str]) -> list[Mem
                 f"--config.seed={seed}",
                 *overrides,
             )
+            if seed == 0 and Path(args.config).is_file() and load_config(given) is None:
+                command = f"python -m xmodal_jax.main --config={args.config}:{variant}"
+                raise UserError(
+                    f"{args.config} with variant {variant!r} and the given fields makes no "
+                    f"configuration; `{command}` says why"
+                )
             name = f"{variant}/seed{seed}"
             members.append(Member(name, workdir, given, args.split, args.protocol))
     return members
@@ -255,7 +262,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, default=1, help="how many: 0 to N - 1 (default: 1)")
     parser.add_argument("--out", required=True, type=Path, help="directory of the sweep")
     parser.add_argument("--split", default="test", help="evaluated in the end (default: test)")
-    parser.add_argument("--protocol", default="full", help="full or 5fold (default: full)")
+    parser.add_argument("--protocol", default="full", choices=PROTOCOLS, help="default: full")
     parser.add_argument("--dry_run", action="store_true", help="print the commands, run nothing")
     return parser
 
