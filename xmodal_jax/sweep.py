@@ -237,12 +237,6 @@ def make_members(args: argparse.Namespace, overrides: Sequence[str]) -> list[Mem
                 f"--config.seed={seed}",
                 *overrides,
             )
-            if seed == 0 and Path(args.config).is_file() and load_config(given) is None:
-                command = f"python -m xmodal_jax.main --config={args.config}:{variant}"
-                raise UserError(
-                    f"{args.config} with variant {variant!r} and the given fields makes no "
-                    f"configuration; `{command}` says why"
-                )
             name = f"{variant}/seed{seed}"
             members.append(Member(name, workdir, given, args.split, args.protocol))
     return members
