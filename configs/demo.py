@@ -25,12 +25,7 @@ def get_config(variant: str = "teran") -> ml_collections.ConfigDict:
         config.model.update(score="pooled", pooling="mean")
 
     config.loss.update(kind="info_nce", temperature=0.05, positives="image")
-    if config.model.get("similarity", {}).get("name") in ("saf", "sgr", "cmsei"):
-        # Costly pairs: trained and scored on the candidates of the pooled vectors only.
-        config.loss.update(pooled_weight=1.0, candidates=4)
-        config.evaluate.rerank_top_k = 50
-    if variant.startswith("cmsei"):
-        config.loss.temperature = 0.1  # its score is the sum of three cosines, not one
+    models.spare_costly_pairs(config, candidates=4, rerank_top_k=50)
     config.augment.update(region_dropout=0.0, token_masking=0.0)
     config.optimizer.update(learning_rate=2e-3, schedule="cosine", warmup_steps=60)
     config.optimizer.update(weight_decay=0.0, multipliers=())

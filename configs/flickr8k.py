@@ -37,12 +37,7 @@ def get_config(variant: str = "teran") -> ml_collections.ConfigDict:
     _shrink(config.model)
 
     config.loss.update(kind="info_nce", temperature=0.05, positives="image")
-    if config.model.get("similarity", {}).get("name") in ("saf", "sgr", "cmsei"):
-        # Costly pairs: trained and scored on the candidates of the pooled vectors only.
-        config.loss.update(pooled_weight=1.0, candidates=2)
-        config.evaluate.rerank_top_k = 20
-    if variant.startswith("cmsei"):
-        config.loss.temperature = 0.1  # its score is the sum of three cosines, not one
+    models.spare_costly_pairs(config, candidates=2, rerank_top_k=20)
     config.augment.update(region_dropout=0.2, token_masking=0.1)
     config.optimizer.update(learning_rate=5e-4, schedule="cosine", warmup_steps=100)
     config.optimizer.weight_decay = 0.01

@@ -270,3 +270,13 @@ def apply(config: ConfigDict, variant: str, captions: int) -> dict[str, Any]:
     model(config, captions)
     config.update_from_flattened_dict(changes)
     return changes
+
+
+def spare_costly_pairs(config: ConfigDict, *, candidates: int, rerank_top_k: int) -> None:
+    """Trains and scores costly pair models on candidates of the pooled vectors, with InfoNCE."""
+    name = config.model.get("similarity", {}).get("name")
+    if name in ("saf", "sgr", "cmsei"):
+        config.loss.update(pooled_weight=1.0, candidates=candidates)
+        config.evaluate.rerank_top_k = rerank_top_k
+    if name == "cmsei":
+        config.loss.temperature = 0.1  # its score is the sum of three cosines, not one

@@ -1,6 +1,6 @@
 """What is minimised: a batch is augmented, encoded and scored, and its scores meet the losses."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from xmodal_jax import losses
-from xmodal_jax.augment import augment
+from xmodal_jax.augment import Batch, augment
 from xmodal_jax.errors import UserError
 from xmodal_jax.models.batch import IMAGE_FIELDS, TEXT_FIELDS
 from xmodal_jax.models.scorers import check_teacher, pair_scorer, teacher_scorer
@@ -23,7 +23,6 @@ from xmodal_jax.ops.alignment import (
 from xmodal_jax.ops.embeddings import Embeddings
 
 Params = Any
-Batch = Mapping[str, jax.Array]
 
 
 def encode_in_parts(

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from xmodal_jax.errors import UserError
-from xmodal_jax.ops.embeddings import Embeddings, l2_normalize, without_padding
+from xmodal_jax.ops.embeddings import Embeddings, dot_products, l2_normalize, without_padding
 
 PairScorer = Callable[[Embeddings, Embeddings], jax.Array]
 
@@ -24,8 +24,7 @@ _NUMBERS_PER_BLOCK = 2**24
 
 def similarities(image: Embeddings, caption: Embeddings) -> jax.Array:
     """Dot products [R, W] of one image's regions with one caption's words, at least float32."""
-    dtype = jnp.promote_types(image.tokens.dtype, jnp.float32)
-    return jnp.einsum("rd,wd->rw", image.tokens, caption.tokens, preferred_element_type=dtype)
+    return dot_products(image.tokens, caption.tokens)
 
 
 def _masked_max(values: jax.Array, valid: jax.Array, axis: int, fill_zero: bool) -> jax.Array:

@@ -8,7 +8,7 @@ for each pair, because vmap leaves it unbatched over the other side.
 import jax
 import jax.numpy as jnp
 
-from xmodal_jax.ops.embeddings import l2_normalize, without_padding
+from xmodal_jax.ops.embeddings import dot_products, l2_normalize, without_padding
 
 _SLOPE = 0.1  # of the leaky ReLU before the normalisation (Lee et al., ECCV 2018)
 
@@ -32,14 +32,13 @@ def attention_weights(
     Returns:
       At least float32. Rows of masked queries are uniform, rows without any context are 0.
     """
-    dtype = jnp.promote_types(queries.dtype, jnp.float32)
     queries = without_padding(queries, query_mask)
     contexts = without_padding(contexts, context_mask)
-    similar = jnp.einsum("nd,md->nm", queries, contexts, preferred_element_type=dtype)
+    similar = dot_products(queries, contexts)
     logits = smooth * l2_normalize(jax.nn.leaky_relu(similar, _SLOPE).T).T
     # A finite floor: a caption without any word gives zeros and no NaN.
     logits = jnp.where(context_mask[None, :], logits, -1e9)
-    return jax.nn.softmax(logits, axis=1) * context_mask[None, :].astype(dtype)
+    return jax.nn.softmax(logits, axis=1) * context_mask[None, :].astype(similar.dtype)
 
 
 def attended_cosines(
@@ -56,15 +55,13 @@ def attended_cosines(
     so that a pair holds [N, M] numbers only. Masked queries get 0.
     """
     weights = attention_weights(queries, query_mask, contexts, context_mask, smooth)
-    dtype = weights.dtype
     queries = without_padding(queries, query_mask)
     contexts = without_padding(contexts, context_mask)
-    similar = jnp.einsum("nd,md->nm", queries, contexts, preferred_element_type=dtype)
-    gram = jnp.einsum("md,kd->mk", contexts, contexts, preferred_element_type=dtype)
-    squared = jnp.sum((weights @ gram) * weights, axis=1)
+    squared = jnp.sum((weights @ dot_products(contexts, contexts)) * weights, axis=1)
+    numerator = jnp.sum(weights * dot_products(queries, contexts), axis=1)
     safe = squared > 1e-12
     norm = jnp.sqrt(jnp.where(safe, squared, 1.0))
-    return jnp.where(safe, jnp.sum(weights * similar, axis=1) / norm, 0.0)
+    return jnp.where(safe, numerator / norm, 0.0)
 
 
 def pool_fragments(values: jax.Array, mask: jax.Array, sharpness: float) -> jax.Array:

@@ -39,3 +39,9 @@ def l2_normalize(x: jax.Array, epsilon: float = 1e-12) -> jax.Array:
     tiny = squared <= epsilon * epsilon
     norm = jnp.where(tiny, epsilon, jnp.sqrt(jnp.where(tiny, 1.0, squared)))
     return (wide / norm).astype(x.dtype)
+
+
+def dot_products(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Dot products [N, M] of the rows of x [N, D] and y [M, D], accumulated in float32 at least."""
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    return jnp.einsum("nd,md->nm", x, y, preferred_element_type=dtype)
