@@ -7,7 +7,11 @@ from pathlib import Path
 # XLA may compute a value twice with different rounding, which a derivative by equality can't take.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1"
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1 "
+    # Eight devices share few cores: on a busy machine one may arrive minutes after the others.
+    "--xla_cpu_collective_call_warn_stuck_timeout_seconds=120 "
+    "--xla_cpu_collective_call_terminate_timeout_seconds=600 "
+    "--xla_cpu_collective_timeout_seconds=600"
 )
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".jax_cache"))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"

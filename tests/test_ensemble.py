@@ -11,9 +11,10 @@ from xmodal_jax import ensemble, results
 from xmodal_jax.checkpoint import Checkpointer
 from xmodal_jax.ensemble import Member, mean_scores
 from xmodal_jax.errors import UserError
-from xmodal_jax.evaluate import describe_scoring, evaluate
+from xmodal_jax.evaluate import evaluate
 from xmodal_jax.experiment import Experiment
 from xmodal_jax.retrieval.metrics import protocol_metrics
+from xmodal_jax.scoring import describe, scoring_name
 from xmodal_jax.workdir import claim_workdir, read_config
 
 IDS = np.arange(10)
@@ -278,7 +279,7 @@ def test_an_evaluation_says_how_it_was_scored(runs, capsys):
     pooled = evaluate(config, workdir)
     assert "model of kind tokens, first stage only" in capsys.readouterr().out
     content = json.loads((workdir / "evaluation_test_full_pooled.json").read_text())
-    assert content["scoring"] == "first stage only" and content["metrics"] == pooled != found
+    assert content["scoring"] == "pooled" and content["metrics"] == pooled != found
     config.evaluate.update(score="model", rerank_top_k=5)
     with pytest.raises(UserError, match="kind 'tokens' is scored exactly"):
         evaluate(config, workdir)
@@ -287,4 +288,4 @@ def test_an_evaluation_says_how_it_was_scored(runs, capsys):
 def test_re_ranking_is_named():
     config = demo.get_config("cmsei")
     config.evaluate.rerank_top_k = 50
-    assert describe_scoring(config.evaluate) == "re-ranked 50 of the first stage"
+    assert describe(scoring_name(config.evaluate)) == "re-ranked 50 of the first stage"

@@ -126,5 +126,5 @@ def test_position_codes_by_hand():
 
 
 def test_unknown_names_are_listed():
-    with pytest.raises(UserError, match=f"'max' is not one of {', '.join(POOLINGS)}"):
+    with pytest.raises(UserError, match=f"model.pooling='max' is not one of {', '.join(POOLINGS)}"):
         Pooling("max").apply({}, jnp.ones((1, 2, 3)), jnp.ones((1, 2), bool))

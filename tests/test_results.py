@@ -100,22 +100,24 @@ def test_seeds_become_mean_and_spread(tmp_path, capsys):
         write_run(tmp_path / "teran" / f"seed{seed}", seed, rsum, record(60.0 * (seed + 1)))
     write_run(tmp_path / "vse" / "seed0", 0, 200.0)
     lines = grouped(capsys, *sorted(tmp_path.glob("*/seed*"))).out.splitlines()
-    assert cells(lines[0]) == ["run", "kind", "parameters", "minutes", "seeds", "t2i/r1", "rsum"]
+    assert cells(lines[0]) == [
+        "run", "kind", "parameters", "minutes", "scoring", "seeds", "t2i/r1", "rsum"
+    ]  # fmt: skip
     mean, spread = np.mean(rsums), np.std(rsums, ddof=1)
     assert cells(lines[2]) == [
-        "teran", "tokens", "1,234,567", "2.0", "3",
+        "teran", "tokens", "1,234,567", "2.0", "exact", "3",
         f"{mean / 10:.1f} ± {spread / 10:.1f}", f"{mean:.1f} ± {spread:.1f}",
     ]  # fmt: skip
     # Older runs recorded nothing; one seed has no spread.
-    assert cells(lines[3]) == ["vse", "", "", "", "1", "20.0", "200.0"]
+    assert cells(lines[3]) == ["vse", "", "", "", "exact", "1", "20.0", "200.0"]
 
 
 def test_columns_are_chosen(tmp_path, capsys):
     write_run(tmp_path / "teran" / "seed0", 0, 200.0, record(90.0))
     chosen = "--columns=rsum,t2i/median_rank"
     lines = grouped(capsys, tmp_path / "teran" / "seed0", chosen).out.splitlines()
-    assert cells(lines[0])[5:] == ["rsum", "t2i/median_rank"]
-    assert cells(lines[2])[3:] == ["1.5", "1", "200.0", "3.0"]
+    assert cells(lines[0])[6:] == ["rsum", "t2i/median_rank"]
+    assert cells(lines[2])[3:] == ["1.5", "exact", "1", "200.0", "3.0"]
     error = grouped(capsys, tmp_path / "teran" / "seed0", "--columns=rsun", expect=2).err
     assert "'rsun' is in no result; use rsum, t2i/median_rank, t2i/r1" in error
 
@@ -162,7 +164,7 @@ def test_an_ensemble_is_a_row(tmp_path, capsys, ensemble):
     name = "ensemble: teran/seed0 + vse/seed0"
     assert cells(lines[3]) == [name, "test", "", "31.0", "300.0"]
     lines = grouped(capsys, *arguments).out.splitlines()
-    assert cells(lines[3]) == [name, "", "", "", "", "31.0", "300.0"]
+    assert cells(lines[3]) == [name, "", "", "", "exact", "", "31.0", "300.0"]
 
 
 def test_what_is_no_ensemble_is_refused(tmp_path, capsys, ensemble):
@@ -200,3 +202,21 @@ def test_a_part_that_trains_nothing_changes_no_record(tmp_path):
 def test_the_time_of_a_run_that_began_without_a_record_is_unknown(tmp_path):
     run_record.RunRecord(tmp_path, 5, FACTS).write(6)
     assert run_record.read(tmp_path) == FACTS | {"steps": 6, "train_seconds": None}
+
+
+def test_the_scoring_a_run_is_configured_for_counts(tmp_path, capsys):
+    workdir = tmp_path / "cmsei" / "seed0"
+    write_run(workdir, 0, 250.0)
+    exact = workdir / "evaluation_test_full.json"
+    content = json.loads(exact.read_text()) | {"metrics": {"rsum": 240.0}}
+    (workdir / "evaluation_test_full_rerank20.json").write_text(json.dumps(content))
+    config = json.loads((workdir / "config.json").read_text())
+    config |= {"evaluate": {"score": "model", "rerank_top_k": 20}}
+    (workdir / "config.json").write_text(json.dumps(config))
+    lines = grouped(capsys, workdir, "--columns=rsum").out.splitlines()
+    assert cells(lines[2])[4:] == ["rerank20", "1", "240.0"]
+    lines = grouped(capsys, workdir, "--columns=rsum", "--scoring=exact").out.splitlines()
+    assert cells(lines[2])[4:] == ["exact", "1", "250.0"]
+    assert (
+        "_pooled.json does not exist" in grouped(capsys, workdir, "--scoring=pooled", expect=2).err
+    )

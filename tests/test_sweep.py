@@ -140,14 +140,14 @@ def test_a_sweep_stops_continues_goes_on_after_failures_and_ends(arguments, tmp_
     assert "variant 'teram' is not known" in printed.out.splitlines()[1]
     assert printed.err.startswith("failed: teram/seed0, see ") and printed.err.count("\n") == 1
     header, *rows = [line.split() for line in printed.out.splitlines()[3:]]
-    assert header[:5] == ["run", "kind", "parameters", "minutes", "seeds"]
+    assert header[:6] == ["run", "kind", "parameters", "minutes", "scoring", "seeds"]
     assert [row[:2] for row in rows] == [["teran", "tokens"], ["mean_pooled", "vector"]]
     for variant, row in zip(("teran", "mean_pooled"), rows, strict=True):
         workdir = out / variant / "seed0"
         recorded = json.loads((workdir / "run.json").read_text())
         assert recorded["steps"] == STEPS and recorded["train_seconds"] > 0
         assert (recorded["devices"], recorded["device_kind"]) == (1, "cpu")
-        assert row[2] == f"{recorded['parameters']:,}" and row[4] == "1"
+        assert row[2] == f"{recorded['parameters']:,}" and row[4:6] == ["exact", "1"]
         rsum = json.loads((workdir / "evaluation_test_full.json").read_text())["metrics"]["rsum"]
         assert row[header.index("rsum")] == f"{rsum:.1f}"
 

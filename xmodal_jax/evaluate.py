@@ -7,6 +7,7 @@ from xmodal_jax import export as export_lib
 from xmodal_jax.checkpoint import Checkpointer
 from xmodal_jax.errors import UserError
 from xmodal_jax.experiment import Experiment
+from xmodal_jax.scoring import describe, evaluation_path, scoring_name
 from xmodal_jax.workdir import FREE_FIELDS, claim_workdir, has_checkpoint, write_json
 
 
@@ -38,26 +39,15 @@ def evaluate(config: Any, workdir: Path) -> dict[str, float]:
     found = {k: v for e in experiment.evaluators(progress=True) for k, v in e.run(params)}
     split, protocol = config.evaluate.split, config.evaluate.protocol
     values = {name.removeprefix(split + "/"): value for name, value in found.items()}
-    kind, scoring = experiment.model.kind, describe_scoring(config.evaluate)
+    kind, scoring = experiment.model.kind, scoring_name(config.evaluate)
     print(f"{split} split, protocol {protocol}, parameters of step {step}")
-    print(f"model of kind {kind}, {scoring}")
+    print(f"model of kind {kind}, {describe(scoring)}")
     print(table(values))
     workdir.mkdir(parents=True, exist_ok=True)
-    suffix = "_pooled" if config.evaluate.score == "pooled" else ""
-    path = workdir / f"evaluation_{split}_{protocol}{suffix}.json"
     content = {"step": step, "split": split, "protocol": protocol, "kind": kind}
     content |= {"scoring": scoring, "metrics": values}
-    write_json(path, content)
+    write_json(evaluation_path(workdir, split, protocol, scoring), content)
     return values
-
-
-def describe_scoring(config: Any) -> str:
-    """How the section `evaluate` of a configuration has pairs scored, in a few words."""
-    if config.score == "pooled":
-        return "first stage only"
-    if config.rerank_top_k:
-        return f"re-ranked {config.rerank_top_k} of the first stage"
-    return "exact"
 
 
 def table(values: dict[str, float]) -> str:

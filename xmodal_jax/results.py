@@ -5,8 +5,9 @@
   python -m xmodal_jax.results runs/demo/*/seed* --split test --group --columns rsum
 
 Without --split the step with the highest validation rsum is shown; with it, what
-`--mode=evaluate` wrote for that split. With --group the runs in one directory, which may differ in
-their seed only, become one row: mean ± sample standard deviation over the seeds.
+`--mode=evaluate` wrote for that split, scored as the run is configured, or as --scoring says. With
+--group the runs in one directory, which may differ in their seed only, become one row: mean ±
+sample standard deviation over the seeds.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from typing import Any
 
 from xmodal_jax import run_record
 from xmodal_jax.errors import UserError
+from xmodal_jax.scoring import evaluation_path, scoring_name
 
 COLUMNS = ("i2t/r1", "i2t/r5", "i2t/r10", "t2i/r1", "t2i/r5", "t2i/r10", "rsum", "pointing")
 
@@ -33,6 +35,7 @@ class Result:
     split: str
     metrics: dict[str, float]
     step: int | None = None
+    scoring: str = ""
     members: tuple[str, ...] = ()
 
 
@@ -49,20 +52,20 @@ def best_of_log(workdir: Path) -> Result:
         raise UserError(f"{path} has no evaluation yet; train to train.evaluate_every at least")
     key, row = max(found, key=lambda item: item[1][item[0]])
     split = key.split("/")[0]
-    return Result(
-        workdir, split, {k.removeprefix(split + "/"): v for k, v in row.items()}, row["step"]
-    )
+    metrics = {k.removeprefix(split + "/"): v for k, v in row.items()}
+    return Result(workdir, split, metrics, row["step"], _configured_scoring(workdir))
 
 
-def of_evaluation(workdir: Path, split: str, protocol: str) -> Result:
-    """What `--mode=evaluate` wrote for a split."""
-    path = workdir / f"evaluation_{split}_{protocol}.json"
+def of_evaluation(workdir: Path, split: str, protocol: str, scoring: str = "") -> Result:
+    """What `--mode=evaluate` wrote for a split; scored as the run is configured, or as is said."""
+    scoring = scoring or _configured_scoring(workdir)
+    path = evaluation_path(workdir, split, protocol, scoring)
     if not path.is_file():
         raise UserError(
             f"{path} does not exist; run --mode=evaluate --config.evaluate.split={split}"
         )
     content = json.loads(path.read_text())
-    return Result(workdir, split, content["metrics"], content["step"])
+    return Result(workdir, split, content["metrics"], content["step"], scoring)
 
 
 def of_ensemble(path: Path, split: str | None, protocol: str) -> Result:
@@ -78,10 +81,11 @@ def of_ensemble(path: Path, split: str | None, protocol: str) -> Result:
     found = content["split"], content["protocol"]
     if split and found != (split, protocol):
         raise UserError(f"{path} is of {' '.join(found)}, not of {split} {protocol}")
-    return Result(path, content["split"], content["metrics"], members=tuple(content["members"]))
+    members = tuple(content["members"])
+    return Result(path, content["split"], content["metrics"], scoring="exact", members=members)
 
 
-def read(path: Path, split: str | None, protocol: str) -> Result:
+def read(path: Path, split: str | None, protocol: str, scoring: str = "") -> Result:
     """The result of a workdir, or of an ensemble's file.
 
     Raises:
@@ -89,7 +93,7 @@ def read(path: Path, split: str | None, protocol: str) -> Result:
     """
     if path.is_file():
         return of_ensemble(path, split, protocol)
-    return of_evaluation(path, split, protocol) if split else best_of_log(path)
+    return of_evaluation(path, split, protocol, scoring) if split else best_of_log(path)
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
@@ -140,13 +144,14 @@ def grouped_table(results: Sequence[Result], columns: Sequence[str]) -> list[lis
         groups.setdefault(key, []).append(result)
     directories = [key for key, group in groups.items() if not group[0].members]
     names = iter(short_names(directories))
-    cells = [["run", "kind", "parameters", "minutes", "seeds", *columns]]
+    cells = [["run", "kind", "parameters", "minutes", "scoring", "seeds", *columns]]
     for group in groups.values():
         if group[0].members:
-            first = [_ensemble_name(group[0]), "", "", "", ""]
+            first = [_ensemble_name(group[0]), "", "", "", group[0].scoring, ""]
         else:
             _check_seeds([result.path for result in group])
-            first = [next(names), *_record_cells(group), str(len(group))]
+            scorings = "/".join(sorted({result.scoring for result in group}))
+            first = [next(names), *_record_cells(group), scorings, str(len(group))]
         cells.append(first + _mean_cells(group, columns))
     return cells
 
@@ -159,10 +164,7 @@ def _check_seeds(workdirs: Sequence[Path]) -> None:
     seen: dict[Any, Path] = {}
     expected = None
     for workdir in workdirs:
-        path = workdir / "config.json"
-        if not path.is_file():
-            raise UserError(f"{workdir} is not the workdir of a run: it has no config.json")
-        fields = flatten_dict(json.loads(path.read_text()), sep=".")
+        fields = flatten_dict(_read_config(workdir), sep=".")
         seed = fields.pop("seed")
         expected = expected or fields
         for name in sorted(fields.keys() | expected.keys()):
@@ -175,6 +177,20 @@ def _check_seeds(workdirs: Sequence[Path]) -> None:
         if seed in seen:
             raise UserError(f"{workdir} and {seen[seed]} both have seed={seed}; give one of them")
         seen[seed] = workdir
+
+
+def _read_config(workdir: Path) -> dict[str, Any]:
+    """As it was written: `workdir.read_config` needs JAX, and adds fields the run had not."""
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise UserError(f"{workdir} is not the workdir of a run: it has no config.json")
+    return json.loads(path.read_text())
+
+
+def _configured_scoring(workdir: Path) -> str:
+    """By config.json, where there is one: a log alone still makes a row."""
+    found = (workdir / "config.json").is_file()
+    return scoring_name(_read_config(workdir).get("evaluate", {})) if found else "exact"
 
 
 def _record_cells(group: Sequence[Result]) -> list[str]:
@@ -220,6 +236,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--split", help="show what --mode=evaluate found on this split")
     parser.add_argument("--protocol", default="full", help="of that evaluation (default: full)")
+    parser.add_argument(
+        "--scoring",
+        default="",
+        metavar="exact|pooled|rerankK",
+        help="of that evaluation (default: as the run is configured)",
+    )
     parser.add_argument("--group", action="store_true", help="one row for the seeds in a directory")
     parser.add_argument(
         "--columns",
@@ -235,7 +257,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Prints the table; returns the exit code."""
     args = _parser().parse_args(argv)
     try:
-        found = [read(path, args.split, args.protocol) for path in args.paths]
+        found = [read(path, args.split, args.protocol, args.scoring) for path in args.paths]
         columns = choose_columns(found, [name for name in args.columns.split(",") if name])
         cells = grouped_table(found, columns) if args.group else table(found, columns)
     except UserError as error:

@@ -37,6 +37,7 @@ from ml_collections import config_flags
 from xmodal_jax import results, run_record
 from xmodal_jax.errors import UserError
 from xmodal_jax.retrieval.metrics import PROTOCOLS
+from xmodal_jax.scoring import evaluation_path, scoring_name
 
 # What the sweep itself says to its members.
 _RESERVED = (
@@ -75,8 +76,10 @@ class Member:
 
     @property
     def evaluation(self) -> Path:
-        """The file which the second command writes."""
-        return self.workdir / f"evaluation_{self.split}_{self.protocol}.json"
+        """The file which the second command writes; the workdir has its configuration."""
+        config = json.loads((self.workdir / "config.json").read_text())
+        scoring = scoring_name(config.get("evaluate", {}))
+        return evaluation_path(self.workdir, self.split, self.protocol, scoring)
 
     @property
     def rsum(self) -> float:
@@ -94,7 +97,7 @@ class Member:
         Where it has another one, main is asked, which knows the differences that do not matter.
         """
         path = self.workdir / "config.json"
-        if not self.evaluation.is_file() or not path.is_file():
+        if not path.is_file() or not self.evaluation.is_file():
             return False
         done, steps = self.steps()
         return done == steps and json.loads(path.read_text()) == load_config(self.arguments)

@@ -2,11 +2,13 @@
 
   python -m tests.benchmarks.step_memory --config=configs/coco.py:cmsei --tokens=32
 
-Prints one JSON line: bytes of the arguments (state and batch), of the temporary buffers and of the
-output that is not the donated state, on this backend with one device.
+Prints one JSON line: MiB of the arguments (state and batch), of the temporary buffers and of the
+output that is not the donated state, on this backend with one device. With --limit the exit code
+is 1 where the temporary buffers need more MiB than that.
 """
 
 import json
+import sys
 
 import jax
 from absl import app, flags
@@ -22,6 +24,7 @@ _CONFIG = config_flags.DEFINE_config_file("config", "configs/coco.py:cmsei", "Co
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Images and captions of a batch.")
 _TOKENS = flags.DEFINE_integer("tokens", 32, "Tokens a caption is padded to.")
 _FEATURE_WIDTH = flags.DEFINE_integer("feature_width", 2048, "Width of the region features.")
+_LIMIT = flags.DEFINE_integer("limit", 0, "MiB of temporary buffers; 0: no limit.")
 
 
 def main(argv: list[str]) -> None:
@@ -53,6 +56,8 @@ def main(argv: list[str]) -> None:
     line |= {"regions": config.data.max_regions, "tokens": _TOKENS.value}
     line |= {"embed_dim": config.model.embed_dim}
     print(json.dumps(line | {name: round(value / MIB) for name, value in sizes.items()}))
+    if 0 < _LIMIT.value < found.temp_size_in_bytes / MIB:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -51,8 +51,8 @@ class Matcher(nn.Module):
         self.region_projection = RegionProjection(c.projection, c.embed_dim, dtype)
         self.reasoning = c.reasoning.clone() if c.reasoning is not None else None
         self.text_encoder = TextEncoder(c.text, c.embed_dim, c.dropout, dtype)
-        self.image_pool = Pooling(c.image_pooling, dtype, cls_slot=False)
-        self.text_pool = Pooling(c.text_pooling, dtype, cls_slot=False)
+        self.image_pool = Pooling(c.image_pooling, dtype, cls_slot=False, field="image_pooling")
+        self.text_pool = Pooling(c.text_pooling, dtype, cls_slot=False, field="text_pooling")
         self.region_dropout = nn.Dropout(c.dropout)
         self.similarity = c.similarity.clone()
 

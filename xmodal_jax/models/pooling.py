@@ -23,6 +23,7 @@ class Pooling(nn.Module):
     kind: str = "first"
     dtype: Dtype = jnp.float32
     cls_slot: bool = True  # position 0 is no token of the item but a slot of the encoder
+    field: str = "pooling"  # of the configuration's model, for error messages
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
@@ -56,7 +57,7 @@ class Pooling(nn.Module):
             return GeneralizedPooling(name="gpo")(x, mask)
         if self.kind == "attention":
             return SelfAttentionPooling(self.dtype, name="attention")(x, mask)
-        raise UserError(f"pooling {self.kind!r} is not one of {', '.join(POOLINGS)}")
+        raise UserError(f"model.{self.field}={self.kind!r} is not one of {', '.join(POOLINGS)}")
 
 
 def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:

@@ -75,9 +75,9 @@ class TransformerReasoning(nn.Module):
 
 
 class AffinityReasoning(nn.Module):
-    """Graph convolutions over learned affinities E = theta(V) phi(V)^T / n (VSRN, Li et al., ICCV
+    """Graph convolutions over affinities learned from the regions: E = theta(V) phi(V)^T / n.
 
-    2019, eq. 2 and 3).
+    VSRN (Li et al., ICCV 2019), eq. 2 and 3.
     """
 
     num_layers: int = 4

@@ -63,9 +63,9 @@ class CrossAttentionSimilarity(nn.Module):
 
 
 class SimilarityVectors(nn.Module):
-    """SGRAF's similarity vectors (Diao et al., AAAI 2021, eq. 2 and 4): one for each word and
+    """SGRAF's similarity vectors unit(W (x - y)^2): one of the pooled vectors, then one a word.
 
-    its attended regions, and before them one of the pooled vectors; unit(W (x - y)^2).
+    Diao et al., AAAI 2021, eq. 2 and 4; y are the regions that a word x attends to.
     """
 
     width: int
