@@ -1,32 +1,84 @@
 """Builds a dataset: reads features and captions, checks them, writes TFRecord shards.
 
     python -m data_pipeline.build scan DIRECTORY --name flickr8k
+    python -m data_pipeline.build folders features_36 --captions dataset_coco.json --name coco
+    python -m data_pipeline.build bottom-up all.tsv --captions dataset_coco.json --name coco
     python -m data_pipeline.build synthetic
 
-Both write DATA/region_captions/NAME/VERSION/ and say what came out.
+All write OUT/region_captions/NAME/VERSION/ and say what came out. --check reads everything, reports
+what is there and what is wrong, and writes nothing. Images without features are the matter of
+`python -m data_pipeline.extract`.
 """
 
 import argparse
+import functools
 import inspect
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import tensorflow_datasets as tfds
+from etils import epath
 
+from data_pipeline.caption_flags import add_caption_flags, captions_of
+from data_pipeline.check import check
 from data_pipeline.errors import DataError
-from data_pipeline.region_captions import build_dataset, open_dataset
-from data_pipeline.sources import ScanPrecomp, Source
+from data_pipeline.region_captions import (
+    LEFT_OUT,
+    WriteShards,
+    build_dataset,
+    open_dataset,
+    write_in_turn,
+)
+from data_pipeline.shards import BadRecords
+from data_pipeline.sources import (
+    BottomUpTsv,
+    FeatureFolders,
+    JoinedSource,
+    ScanPrecomp,
+    SceneGraphs,
+    Source,
+)
+from data_pipeline.sources.joined import KINDS
+from data_pipeline.sources.sizes import read_sizes
 from data_pipeline.synthetic import SyntheticScenes
+
+_CHECKED = """\
+Features are checked (finite, shapes, boxes inside of their image, one caption or more an image)
+and stored as float16."""
 
 _SCAN_HELP = f"""\
 {inspect.getdoc(ScanPrecomp)}
 
-Features are checked (finite, shapes, boxes inside of their image, one caption or more an image)
-and stored as float16.
+{_CHECKED}
 
 Example:
     python -m data_pipeline.build scan flickr8k --name flickr8k --splits train dev test
+"""
+
+_FOLDERS_HELP = f"""\
+{inspect.getdoc(FeatureFolders)}
+
+This is the layout of TERAN, TERN and SGAE. Captions come from another file, see --captions.
+
+{_CHECKED}
+
+Examples:
+    python -m data_pipeline.build folders coco/features_36 --name coco \\
+        --captions coco/annotations                           # COCO's JSON, ids of VSE++
+    python -m data_pipeline.build folders f30k/features_36 --name f30k \\
+        --captions f30k/annotations/dataset_flickr30k.json --sizes f30k/images/sizes.pkl
+"""
+
+_BOTTOM_UP_HELP = f"""\
+{inspect.getdoc(BottomUpTsv)}
+
+{_CHECKED}
+
+Example:
+    python -m data_pipeline.build bottom-up trainval_36.tsv test_36.tsv --name coco \\
+        --captions dataset_coco.json --restval train
 """
 
 _SYNTHETIC_HELP = """\
@@ -39,10 +91,14 @@ Example:
 
 
 def build(
-    source: Source, data_dir: str | os.PathLike[str], overwrite: bool = False
+    source: Source,
+    data_dir: str | os.PathLike[str],
+    overwrite: bool = False,
+    on_bad: BadRecords = BadRecords(),  # noqa: B008 - it cannot be changed
+    write: WriteShards = write_in_turn,
 ) -> tfds.core.DatasetBuilder:
     """Builds the source's dataset in data_dir unless it is there, prints a summary, opens it."""
-    if not build_dataset(source, data_dir, overwrite):
+    if not build_dataset(source, data_dir, overwrite, on_bad, write):
         print(f"{source.name!r} is already built; left as it is (--overwrite builds it again)")
     builder = open_dataset(data_dir, source.name)
     print(summary(builder))
@@ -60,13 +116,16 @@ def summary(builder: tfds.core.DatasetBuilder) -> str:
             f"{split:<8}{figures['images']:>9,}{figures['captions']:>10,}"
             f"{'-'.join(map(str, regions)):>9}{words:>24}"
         )
-    size = sum(file.stat().st_size for file in os.scandir(builder.data_dir))
+    size = sum(file.stat().length for file in epath.Path(builder.data_dir).iterdir())
     lines += [
         f"feature width {metadata['feature_width']}, {len(metadata['labels'])} object classes, "
         f"{len(metadata['predicates'])} predicates",
         f"vocabulary of the training captions: {len(metadata['word_counts']):,} words",
         f"{size / 2**20:,.1f} MiB in {builder.data_dir}",
     ]
+    if left_out := sum(metadata.get("left_out", {}).values()):
+        path = os.path.join(builder.data_dir, LEFT_OUT)
+        lines.append(f"{left_out:,} bad images were left out; {path} says why")
     return "\n".join(lines)
 
 
@@ -87,12 +146,48 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.add_argument("--out", default="data", help="where datasets are (default: data)")
         command.add_argument("--overwrite", action="store_true", help="replace an older dataset")
+        command.add_argument(
+            "--check", action="store_true", help="read everything, report, write nothing"
+        )
+        command.add_argument(
+            "--on-bad-record",
+            choices=("stop", "skip"),
+            default="stop",
+            help="an image that cannot be read stops the build, or is left out and counted",
+        )
+        command.add_argument(
+            "--max-bad",
+            type=int,
+            default=100,
+            metavar="N",
+            help="with skip: more bad images than this stop it all the same (default: 100)",
+        )
+        command.add_argument(
+            "--beam",
+            action="store_true",
+            help="write the files with Apache Beam (extra [beam]); options of a cluster's runner "
+            "come behind --, e.g. -- --runner=DataflowRunner --project=P --region=R ...",
+        )
+        command.add_argument(
+            "--workers",
+            type=int,
+            default=2,
+            metavar="N",
+            help="with --beam: processes (default: 2)",
+        )
         return command
 
     scan = add("scan", _SCAN_HELP, "from .npy features and .txt captions in SCAN's layout")
     scan.add_argument("directory", help="the directory, or the one above its precomp/")
     scan.add_argument("--name", required=True, help="the dataset's name, e.g. flickr8k")
     scan.add_argument("--splits", nargs="+", help="default: every SPLIT_ims.npy that is there")
+
+    folders = add("folders", _FOLDERS_HELP, "from bu_att/ID.npz and bu_box/ID.npy (TERAN, SGAE)")
+    folders.add_argument("directory", type=Path, help="the directory above bu_att and bu_box")
+    tsv = add("bottom-up", _BOTTOM_UP_HELP, "from the TSV files of bottom-up attention")
+    tsv.add_argument("tsv", nargs="+", type=Path, help="the files, of all splits")
+    for command in (folders, tsv):
+        _add_joined_flags(command)
 
     synthetic = add("synthetic", _SYNTHETIC_HELP, "drawn scenes: no data needed")
     synthetic.add_argument("--name", default="scenes", help="default: scenes")
@@ -101,22 +196,83 @@ def _parser() -> argparse.ArgumentParser:
             f"--{split}", type=int, default=count, help=f"number of images (default: {count})"
         )
     synthetic.add_argument("--seed", type=int, default=0, help="default: 0")
-    synthetic.add_argument("--images", help="also write the test scenes as pictures there")
+    synthetic.add_argument("--images", help="also write the scenes as pictures there")
     return parser
 
 
-def _source(args: argparse.Namespace) -> Source:
+def _add_joined_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--name", required=True, help="the dataset's name, e.g. coco")
+    add_caption_flags(command)
+    command.add_argument(
+        "--names",
+        choices=KINDS,
+        help="what feature files are called by: an image's id, its row in the caption file, its "
+        "file name, or that without the ending (default: what finds most of them)",
+    )
+    command.add_argument(
+        "--sizes",
+        type=Path,
+        metavar="FILE",
+        help="widths and heights by row of the caption file, where neither features nor captions "
+        "have them: sizes.pkl of TERAN (a list of pairs, read without unpickling), .json or .npy",
+    )
+    command.add_argument(
+        "--scene-graphs",
+        type=Path,
+        metavar="FILE.jsonl",
+        help="relations among objects; python -m data_pipeline.convert_graphs makes one of SGM's",
+    )
+
+
+def _opener(args: argparse.Namespace) -> Callable[[], Source]:
+    """What opens the source, here or in a worker."""
     if args.command == "scan":
-        return ScanPrecomp(args.directory, splits=args.splits, name=args.name)
-    sizes = {"train": args.train, "dev": args.dev, "test": args.test}
-    return SyntheticScenes(sizes, seed=args.seed, name=args.name, images_dir=args.images)
+        return functools.partial(ScanPrecomp, args.directory, splits=args.splits, name=args.name)
+    if args.command == "synthetic":
+        sizes = {"train": args.train, "dev": args.dev, "test": args.test}
+        return functools.partial(SyntheticScenes, sizes, args.seed, args.name, args.images)
+    return functools.partial(_joined, args)
+
+
+def _joined(args: argparse.Namespace) -> Source:
+    store = BottomUpTsv(args.tsv) if args.command == "bottom-up" else FeatureFolders(args.directory)
+    return JoinedSource(
+        args.name,
+        captions_of(args),
+        store,
+        kind=args.names,
+        sizes=read_sizes(args.sizes) if args.sizes else (),
+        graphs=SceneGraphs(args.scene_graphs) if args.scene_graphs else None,
+    )
+
+
+def _writer(
+    args: argparse.Namespace, make_source: Callable[[], Source], beam_args: Sequence[str]
+) -> WriteShards:
+    if not args.beam:
+        if beam_args:
+            raise DataError(f"{beam_args[0]} behind -- is an option of Beam; add --beam")
+        return write_in_turn
+    from data_pipeline.beam_build import BeamWriter  # Late: it needs the extra "beam".
+
+    return BeamWriter(make_source, args.workers, beam_args)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0, or 2 after a mistake in the data, told in one line."""
-    args = _parser().parse_args(argv)
+    """Returns the exit status: 0, 1 where --check finds problems, 2 after a mistake in the data."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    end = words.index("--") if "--" in words else len(words)
+    args = _parser().parse_args(words[:end])
     try:
-        build(_source(args), args.out, overwrite=args.overwrite)
+        make_source = _opener(args)
+        source = make_source()
+        if args.check:
+            report = check(source)
+            print(report)
+            return 1 if report.problems else 0
+        on_bad = BadRecords(skip=args.on_bad_record == "skip", limit=args.max_bad)
+        write = _writer(args, make_source, words[end + 1 :])
+        build(source, args.out, args.overwrite, on_bad, write)
     except (DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -100,7 +100,8 @@ def parse_relations(line: str, path: Path, number: int) -> list[Relation]:
             confidence = float(score[0]) if score else 1.0
             relations.append((int(subject), predicate, int(target), confidence))
         return relations
-    except (ValueError, KeyError, TypeError, OverflowError):  # The last one from int(Infinity).
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        # OverflowError from int(Infinity), RecursionError from a few thousand brackets.
         raise DataError(
             f'{path} line {number} is not a JSON object with "relations": [[region, "predicate", '
             "region, confidence], ...]; write the file again"
@@ -157,4 +158,13 @@ def check_relations(
         raise DataError(
             f"{where}: relation {wrong[0]} is {relations[wrong[0]].tolist()}; its region, "
             f"predicate, region must be below {limits.tolist()} and not negative"
+        )
+
+
+def check_file_name(name: str, where: str) -> None:
+    """DataError for a name that would lead out of the directory it is looked up in."""
+    parts = name.replace("\\", "/").split("/")
+    if name.startswith(("/", "\\")) or ".." in parts or "\0" in name or ":" in parts[0]:
+        raise DataError(
+            f"{where}: file name {name!r} leads out of its directory; give one relative to it"
         )

@@ -1,50 +1,44 @@
 """The dataset on disk: one record an image, with its regions once and all of its captions.
 
-`schema` is the only description of a record: sources yield it, `build_dataset` writes it as
-TFRecord shards with TFDS, and `input_pipeline` derives its parser from it. A dataset lies in
+`schema` is the only description of a record: sources yield it, `shards` writes TFRecord files,
+and `input_pipeline` derives its parser from it. With the information that TFDS keeps beside them
+the files are a dataset that any TFDS program reads. It lies in
 `DATA_DIR/region_captions/NAME/VERSION/` and is complete or absent: it is written in a staging
 directory next to it and renamed when the last file is closed.
 """
 
-import collections
-import contextlib
-import fcntl
-import io
+import itertools
 import os
-import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import absl.logging
 import numpy as np
-
-# No arithmetic is done here, and without these TensorFlow greets with notes on its CPU kernels.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 import tensorflow as tf
 import tensorflow_datasets as tfds
-from tensorflow_datasets.core.utils import shard_utils
+from etils import epath
 from tqdm import tqdm
 
 from data_pipeline.errors import DataError
-from data_pipeline.file_checks import check_relations
-from data_pipeline.sources import Source
-from data_pipeline.tokenizer import find_words
+from data_pipeline.shards import BadRecords, Shard, Written, check_name, plan_shards, write_shard
+from data_pipeline.sources.source import Source
+from data_pipeline.split_statistics import Statistics
+from data_pipeline.staging import publish, staging
 
 # The accelerator belongs to JAX; TensorFlow would reserve all of its memory at its first operation.
 tf.config.set_visible_devices([], "GPU")
 
 VERSION = "1.0.0"
-_MIN_SHARDS = 8  # Enough files to interleave, however small the dataset.
-_KEY_SPACE = 2**128  # TFDS sorts records by keys of 128 bits.
+_INFO = "dataset_info.json"  # A dataset is complete when it is there.
+LEFT_OUT = "left_out.txt"  # a line for each image that a build left out
 
 
 def schema(feature_width: int) -> tfds.features.FeaturesDict:
     """Features of a record: R regions of width F, E relations, L word-to-region links.
 
     Arrays are raw little-endian bytes (measured fastest to write and to read). Keys are those of a
-    source's record, plus `first_caption`, which the builder counts.
+    source's record, plus image_id, index and `first_caption`, which come from its contents.
     """
 
     def array(dtype: type, *shape: int | None) -> tfds.features.Tensor:
@@ -53,8 +47,9 @@ def schema(feature_width: int) -> tfds.features.FeaturesDict:
     return tfds.features.FeaturesDict(
         {
             "image_id": tfds.features.Scalar(np.int64),  # Unique in the split, 0 .. 2^31 - 1.
-            "index": tfds.features.Scalar(np.int64),  # Row in the source's split, from 0.
-            "first_caption": tfds.features.Scalar(np.int64),  # Captions of the images before it.
+            # Row in the source's split, from 0; an image that was left out leaves a gap.
+            "index": tfds.features.Scalar(np.int64),
+            "first_caption": tfds.features.Scalar(np.int64),  # Captions of the rows before it.
             "file_name": tfds.features.Text(),
             "size": array(np.int32, 2),  # Width and height in pixels; 0, 0 where unknown.
             "regions": array(np.float16, None, feature_width),
@@ -70,190 +65,137 @@ def schema(feature_width: int) -> tfds.features.FeaturesDict:
     )
 
 
-class RegionCaptions(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """TFDS builder of one source. Metadata: see `_generate_examples` and `_Statistics`."""
-
-    VERSION = tfds.core.Version(VERSION)
-    # TFDS would look for checksums beside the code, with a package that it does not declare.
-    code_path = None
-
-    def __init__(self, source: Source, data_dir: str | os.PathLike[str]) -> None:
-        self._source = source
-        config = tfds.core.BuilderConfig(name=source.name, version=VERSION)
-        super().__init__(data_dir=os.fspath(data_dir), config=config)
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        metadata = {
-            "source": type(self._source).__name__,
-            "feature_width": self._source.feature_width,
-            "labels": list(self._source.labels),
-            "predicates": list(self._source.predicates),
-            "word_counts": {},  # Of the split "train".
-            "splits": {},
-        }
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description="Images as region features, with captions and optional scene graphs.",
-            features=schema(self._source.feature_width),
-            metadata=tfds.core.MetadataDict(metadata),
-            disable_shuffling=True,
-        )
-
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict]]]:
-        del dl_manager  # Sources are local.
-        filled = [split for split in self._source.splits() if self._source.count(split)]
-        return {split: self._generate_examples(split) for split in filled}
-
-    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
-        """Yields (key, record); the dataset's metadata is filled in when the split is through."""
-        count, statistics = self._source.count(split), _Statistics()
-        seen: set[int] = set()
-        records = tqdm(self._source.examples(split), split, total=count, unit=" images")
-        for index, record in enumerate(records):
-            where = f"{self._source.name}/{split}"
-            _check_record(record, where, index, seen, len(self._source.predicates))
-            # Keys spread over the whole key space: with small ones TFDS would sort everything in
-            # one bucket, that is to say in memory.
-            yield index * (_KEY_SPACE // count), record | {"first_caption": statistics.captions}
-            statistics.add(record)
-        if statistics.images != count:
-            raise DataError(
-                f"{self._source.name}/{split} announces {count} records and gives "
-                f"{statistics.images}; correct the source's count()"
-            )
-        self.info.metadata["splits"][split] = statistics.summary()
-        if split == "train":
-            self.info.metadata["word_counts"] = dict(statistics.words.most_common())
+def dataset_path(data_dir: str | os.PathLike[str], name: str) -> epath.Path:
+    """Where the dataset called name lies, built or not; data_dir may be a bucket (gs://...)."""
+    return epath.Path(_directory(data_dir, name))
 
 
-class _Statistics:
-    """Running figures of a split."""
-
-    def __init__(self) -> None:
-        self.images = self.captions = self.longest = 0
-        self.words: collections.Counter[str] = collections.Counter()
-        self._region_counts: set[int] = set()
-
-    def add(self, record: dict[str, Any]) -> None:
-        self.images += 1
-        self.captions += len(record["captions"])
-        self._region_counts.add(len(record["regions"]))
-        for caption in record["captions"]:
-            words = find_words(caption)
-            self.words.update(words)
-            self.longest = max(self.longest, len(words))
-
-    def summary(self) -> dict[str, float]:
-        """What the metadata keeps of a split (regions: of an image; words: of a caption)."""
-        return {
-            "images": self.images,
-            "captions": self.captions,
-            "min_regions": min(self._region_counts),
-            "max_regions": max(self._region_counts),
-            "mean_words": round(self.words.total() / self.captions, 2),
-            "max_words": self.longest,
-            "vocabulary": len(self.words),
-        }
+def _directory(data_dir: str | os.PathLike[str], name: str) -> str:
+    return os.path.join(os.fspath(data_dir), "region_captions", name, VERSION)
 
 
-def _check_record(
-    record: dict[str, Any], where: str, index: int, seen: set[int], predicates: int
-) -> None:
-    """What a source promises beyond dtypes and shapes, which TFDS checks."""
-    image_id = int(record["image_id"])
-    if int(record["index"]) != index:
-        raise DataError(f"{where} record {index} has index {record['index']}; number them from 0")
-    if image_id in seen:
-        raise DataError(f"{where} record {index}: image_id {image_id} repeats; make ids unique")
-    if not 0 <= image_id < 2**31:
-        raise DataError(
-            f"{where} record {index}: image_id {image_id} is not in 0 .. 2^31 - 1, the integers "
-            "that JAX keeps exact; renumber the images"
-        )
-    if not len(record["regions"]) or not record["captions"]:
-        raise DataError(
-            f"{where} record {index} (image_id {image_id}) has {len(record['regions'])} regions "
-            f"and {len(record['captions'])} captions; leave images without either out"
-        )
-    check_relations(
-        record["relations"],
-        record["relation_scores"],
-        len(record["regions"]),
-        predicates,
-        f"{where} record {index} (image_id {image_id})",
-    )
-    seen.add(image_id)
+WriteShards = Callable[[Sequence[Shard], Source, str, BadRecords], list[Written]]
 
 
-class _ShardConfig(shard_utils.ShardConfig):
-    """TFDS's own choice (64 MiB to 1 GiB a shard), but never fewer than `_MIN_SHARDS` files."""
-
-    def get_number_shards(
-        self, total_size: int, num_examples: int, uses_precise_sharding: bool = True
-    ) -> int:
-        chosen = super().get_number_shards(total_size, num_examples, uses_precise_sharding)
-        return max(chosen, min(_MIN_SHARDS, num_examples))
-
-
-class _DownloadConfig(tfds.download.DownloadConfig):
-    def get_shard_config(self) -> shard_utils.ShardConfig:
-        return _ShardConfig()
-
-
-def dataset_path(data_dir: str | os.PathLike[str], name: str) -> Path:
-    """Where the dataset called name lies, built or not."""
-    return Path(data_dir) / "region_captions" / name / VERSION
+def write_in_turn(
+    shards: Sequence[Shard], source: Source, directory: str, on_bad: BadRecords
+) -> list[Written]:
+    """Writes all shards into a directory, with a progress bar for each split."""
+    written: list[Written] = []
+    features = schema(source.feature_width)
+    for split, own in itertools.groupby(shards, key=lambda shard: shard.split):
+        parts = list(own)
+        with tqdm(total=parts[-1].stop, desc=split, unit=" images") as bar:
+            for shard in parts:
+                written.append(write_shard(shard, source, directory, features, on_bad, bar.update))
+                on_bad.check([message for done in written for message in done.left_out])
+    return written
 
 
 def build_dataset(
-    source: Source, data_dir: str | os.PathLike[str], overwrite: bool = False
+    source: Source,
+    data_dir: str | os.PathLike[str],
+    overwrite: bool = False,
+    on_bad: BadRecords = BadRecords(),  # noqa: B008 - it cannot be changed
+    write: WriteShards = write_in_turn,
 ) -> bool:
     """Writes the source's records; returns False where the dataset was there and was left alone.
 
-    An older dataset is replaced only when the new one is complete. Raises DataError where the
-    source does, and where another process is building the same dataset.
+    An older dataset is replaced only when the new one is complete.
+
+    Args:
+      source: of the records.
+      data_dir: where datasets are; may be a bucket (gs://...).
+      overwrite: replace an older dataset.
+      on_bad: what becomes of images that cannot be read.
+      write: writes the files; `beam_build.BeamWriter` does so with many workers.
+
+    Raises:
+      DataError: where the source does, or another process is building the same dataset.
     """
-    path = dataset_path(data_dir, source.name)
-    if path.exists() and not overwrite:
+    check_name(source.name, "--name")
+    path = _directory(data_dir, source.name)
+    if tf.io.gfile.exists(os.path.join(path, _INFO)) and not overwrite:
         return False
-    with _staging(path.parent) as staging, _quiet_tfds():
-        builder = RegionCaptions(source, staging)
-        builder.download_and_prepare(download_config=_DownloadConfig(try_download_gcs=False))
-        if path.exists():
-            shutil.rmtree(path)
-        Path(builder.data_dir).rename(path)
+    features = schema(source.feature_width)
+    with staging(os.path.dirname(path)) as directory, tempfile.TemporaryDirectory() as local:
+        shards = plan_shards(source, features)
+        written = write(shards, source, directory, on_bad)
+        on_bad.check([message for done in written for message in done.left_out])
+        # Here first: TFDS, which writes it, knows fewer file systems than gfile.
+        write_info(local, source, features, written)
+        names = sorted(os.listdir(local), key=lambda name: name == _INFO)
+        for name in names:
+            tf.io.gfile.copy(os.path.join(local, name), os.path.join(directory, name))
+        publish(directory, path, [*(shard.file_name for shard in shards), *names])
     return True
 
 
-@contextlib.contextmanager
-def _quiet_tfds() -> Iterator[None]:
-    """Silences what TFDS says of downloads and its progress bars: ours know the totals."""
-    tfds.disable_progress_bar()
-    verbosity = absl.logging.get_verbosity()
-    absl.logging.set_verbosity(absl.logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        absl.logging.set_verbosity(verbosity)
+def write_info(
+    directory: str, source: Source, features: tfds.features.FeaturesDict, written: Sequence[Written]
+) -> None:
+    """Writes what makes the files of a directory a dataset, `dataset_info.json` last.
+
+    Metadata: labels and predicates, word counts of the split "train", figures of every split, and
+    how many images were left out of it; `left_out.txt` says why.
+    """
+    info = tfds.core.DatasetInfo(
+        builder=tfds.core.dataset_info.DatasetIdentity(
+            name="region_captions",
+            version=tfds.core.Version(VERSION),
+            data_dir=directory,
+            module_name=__name__,
+            config_name=source.name,
+        ),
+        description="Images as region features, with captions and optional scene graphs.",
+        features=features,
+        metadata=tfds.core.MetadataDict(_metadata(source, written)),
+        disable_shuffling=True,
+    )
+    splits = [
+        tfds.core.SplitInfo(
+            name=split,
+            shard_lengths=[done.records for done in parts],
+            num_bytes=sum(done.num_bytes for done in parts),
+        )
+        for split, parts in _by_split(written).items()
+    ]
+    info.set_splits(tfds.core.splits.SplitDict(splits))
+    if left_out := [message for done in written for message in done.left_out]:
+        Path(directory, LEFT_OUT).write_text("\n".join(left_out) + "\n")
+    info.write_to_directory(directory)
 
 
-@contextlib.contextmanager
-def _staging(parent: Path) -> Iterator[Path]:
-    """An empty directory for one build; what a killed build left in it is removed first."""
-    parent.mkdir(parents=True, exist_ok=True)
-    staging = parent / ".staging"
-    with open(parent / ".lock", "w") as lock:
-        try:
-            # The system lets go of it when the process ends, however it ends.
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(f"another process is building in {parent}; wait for it") from None
-        shutil.rmtree(staging, ignore_errors=True)
-        try:
-            yield staging
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+def _by_split(written: Sequence[Written]) -> dict[str, list[Written]]:
+    splits: dict[str, list[Written]] = {}
+    for done in written:
+        splits.setdefault(done.shard.split, []).append(done)
+    return splits
+
+
+def _metadata(source: Source, written: Sequence[Written]) -> dict[str, Any]:
+    metadata: dict[str, Any] = {
+        "source": type(source).__name__,
+        "feature_width": source.feature_width,
+        "labels": list(source.labels),
+        "predicates": list(source.predicates),
+        "word_counts": {},
+        "splits": {},
+        "left_out": {},
+    }
+    for split, parts in _by_split(written).items():
+        total = Statistics()
+        for done in parts:
+            total.merge(done.statistics)
+        if not total.images:
+            raise DataError(f"{source.name}/{split} has no image that can be read")
+        metadata["splits"][split] = total.summary()
+        metadata["left_out"][split] = sum(len(done.left_out) for done in parts)
+        if split == "train":
+            # By count, then by word: the same however many parts were added up.
+            ordered = sorted(total.words.items(), key=lambda pair: (-pair[1], pair[0]))
+            metadata["word_counts"] = dict(ordered)
+    return metadata
 
 
 def open_dataset(data_dir: str | os.PathLike[str], name: str) -> tfds.core.DatasetBuilder:
@@ -262,10 +204,8 @@ def open_dataset(data_dir: str | os.PathLike[str], name: str) -> tfds.core.Datas
     `.info.metadata` has the labels, predicates, word counts and the figures of every split.
     """
     path = dataset_path(data_dir, name)
-    if not (path / "dataset_info.json").is_file():
-        found = sorted(
-            info.parts[-3] for info in path.parents[1].glob(f"*/{VERSION}/dataset_info.json")
-        )
+    if not (path / _INFO).exists():
+        found = sorted(info.parts[-3] for info in path.parents[1].glob(f"*/{VERSION}/{_INFO}"))
         raise DataError(
             f"no dataset {name!r} (version {VERSION}) in {data_dir}, which has "
             f"{', '.join(found) or 'none'}; build it: python -m data_pipeline.build scan DIRECTORY "

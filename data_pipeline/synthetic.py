@@ -7,14 +7,14 @@ enough, they must be bound to the right thing and the right side of a relation.
 """
 
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from data_pipeline.errors import DataError
-from data_pipeline.scene_captions import Caption, caption_scene
+from data_pipeline.scene_captions import CAPTIONS, Caption, caption_scene
 from data_pipeline.scene_drawing import draw_scene
 from data_pipeline.scene_regions import FEATURE_WIDTH, REGIONS, place_boxes, region_features
 from data_pipeline.scenes import (
@@ -27,6 +27,7 @@ from data_pipeline.scenes import (
     relations_of,
     sample_group,
 )
+from data_pipeline.sources.source import Contents
 
 BACKGROUND = "background"  # the label of distractor regions
 _MOST = 1_000_000  # examples a split, which keeps image_id unique
@@ -39,7 +40,7 @@ class SyntheticScenes:
 
     An example depends on the seed, the name of its split and its number alone: a larger split
     begins with the same examples, and the other splits do not matter. With `images_dir`,
-    `examples` saves each picture there as PNG.
+    `read` saves each picture there as PNG.
 
     Raises DataError for a size that is negative or above a million.
     """
@@ -60,6 +61,7 @@ class SyntheticScenes:
         self._sizes = dict(sizes)
         self._seed = seed
         self._images_dir = Path(images_dir) if images_dir is not None else None
+        self._last_group: tuple[tuple[str, int], list[Scene]] = ("", -1), []
 
     @property
     def labels(self) -> list[str]:
@@ -80,10 +82,12 @@ class SyntheticScenes:
         """Names of the splits, in the order they were given."""
         return list(self._sizes)
 
-    def count(self, split: str) -> int:
-        """Number of examples of a split."""
+    def contents(self, split: str) -> Contents:
+        """Ids of the examples, and five captions each."""
         self._check(split)
-        return self._sizes[split]
+        first = self.splits().index(split) * _MOST
+        count = self._sizes[split]
+        return Contents(first + np.arange(count), np.full(count, CAPTIONS))
 
     def scene(self, split: str, index: int) -> Scene:
         """What is in a picture, in symbols."""
@@ -93,19 +97,6 @@ class SyntheticScenes:
     def image(self, split: str, index: int) -> Image.Image:
         """The picture of an example, drawn again: the one its features were taken from."""
         return self._draw(split, index, self.scene(split, index))
-
-    def examples(self, split: str) -> Iterator[dict]:
-        """Yield the records of a split, in order; R = 12 regions in random order.
-
-        Keys: image_id, index int64; file_name str; size int32 [2] (width, height); regions f16
-        [R,F]; boxes f32 [R,4] (x1, y1, x2, y2 in 0..1); object_labels int32 [R]; relations int32
-        [E,3] (region, predicate, region); relation_scores f32 [E]; captions, five str; links int32
-        [L,4] (caption, first character, character after the last, region).
-        """
-        for index in range(self.count(split)):
-            if index % GROUP == 0:
-                group = self._group(split, index)
-            yield self._example(split, index, group)
 
     def _check(self, split: str, index: int = 0) -> None:
         if split not in self._sizes:
@@ -119,12 +110,25 @@ class SyntheticScenes:
         return np.random.default_rng((self._seed, zlib.crc32(split.encode()), number, purpose))
 
     def _group(self, split: str, index: int) -> list[Scene]:
-        return sample_group(self._rng(split, index // GROUP, _LAYOUT))
+        # Kept: the next three examples are of the same group.
+        key = split, index // GROUP
+        if self._last_group[0] != key:
+            self._last_group = key, sample_group(self._rng(*key, _LAYOUT))
+        return self._last_group[1]
 
     def _draw(self, split: str, index: int, scene: Scene) -> Image.Image:
         return draw_scene(scene, self._rng(split, index, _PAINT))
 
-    def _example(self, split: str, index: int, group: list[Scene]) -> dict:
+    def read(self, split: str, index: int) -> dict:
+        """An example; R = 12 regions in random order.
+
+        Keys: file_name str; size int32 [2] (width, height); regions f16 [R,F]; boxes f32 [R,4]
+        (x1, y1, x2, y2 in 0..1); object_labels int32 [R]; relations int32 [E,3] (region,
+        predicate, region); relation_scores f32 [E]; captions, five str; links int32 [L,4]
+        (caption, first character, character after the last, region).
+        """
+        self._check(split, index)
+        group = self._group(split, index)
         scene = group[index % GROUP]
         picture = self._draw(split, index, scene)
         rng = self._rng(split, index, _REGIONS)
@@ -140,8 +144,6 @@ class SyntheticScenes:
             self._images_dir.mkdir(parents=True, exist_ok=True)
             picture.save(self._images_dir / file_name)
         return {
-            "image_id": np.int64(self.splits().index(split) * _MOST + index),
-            "index": np.int64(index),
             "file_name": file_name,
             "size": np.array([SIDE, SIDE], np.int32),
             "regions": region_features(picture, boxes[order]).astype(np.float16),

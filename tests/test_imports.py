@@ -17,6 +17,7 @@ LAYERS = [
         "retrieval",
         "partitioning",
         "metric_writer",
+        "scoring",
         "workdir",
         "optimizer",
     ],

@@ -1,5 +1,6 @@
 """Batches: contents against the source's records, position, sharding over processes, damage."""
 
+import functools
 import itertools
 import shutil
 
@@ -20,6 +21,7 @@ from data_pipeline.input_pipeline import (
     train_batches,
 )
 from data_pipeline.region_captions import build_dataset, open_dataset
+from data_pipeline.sources import Contents, examples
 from data_pipeline.tokenizer import WordTokenizer, find_words
 
 COUNT, BATCH, REGIONS, TOKENS = 43, 8, 4, 6
@@ -37,16 +39,19 @@ class Uneven:
     def splits(self):
         return ["train", "test"]
 
-    def count(self, split):
-        return COUNT if split == "train" else 10
+    def contents(self, split):
+        count = COUNT if split == "train" else 10
+        return Contents(1000 - 7 * np.arange(count), 1 + np.arange(count) % 4)
 
-    def examples(self, split):
-        rng = np.random.default_rng(len(split))
-        for index in range(self.count(split)):
+    def read(self, split, index):
+        return self._records(split)[index]
+
+    @functools.cache  # noqa: B019
+    def _records(self, split):
+        rng, records = np.random.default_rng(len(split)), []
+        for index in range(len(self.contents(split).image_ids)):
             regions, captions = 2 + index % 5, 1 + index % 4
-            yield {
-                "image_id": np.int64(1000 - 7 * index),
-                "index": np.int64(index),
+            record = {
                 "file_name": "",
                 "size": np.zeros(2, np.int32),
                 "regions": rng.normal(size=(regions, 3)).astype(np.float16),
@@ -58,6 +63,8 @@ class Uneven:
                     [[k, k, k + 4, index % regions] for k in range(captions)], np.int32
                 ),
             }
+            records.append(record)
+        return records
 
     def graph(self, rng, index, regions):
         scores = rng.integers(-1, 4, size=index % 9) / 4
@@ -100,7 +107,7 @@ def builder(data_dir):
 
 @pytest.fixture(scope="module")
 def records():
-    return {int(record["image_id"]): record for record in Uneven().examples("train")}
+    return {int(record["image_id"]): record for record in examples(Uneven(), "train")}
 
 
 @pytest.fixture(scope="module")

@@ -8,31 +8,34 @@ import textwrap
 
 import numpy as np
 import pytest
-from tensorflow_datasets.core import shuffle
 
 from data_pipeline import build as build_program
 from data_pipeline.errors import DataError
 from data_pipeline.region_captions import build_dataset, dataset_path, open_dataset
+from data_pipeline.shards import BadRecords
+from data_pipeline.sources import Contents
 from data_pipeline.synthetic import SyntheticScenes
 
 
 class Handmade:
-    """A source of given records; `announced` is what its count() says."""
+    """A source of given records, whose `contents` are theirs."""
 
     labels, predicates, feature_width = ["thing"], ["on"], 2
 
-    def __init__(self, records, name="handmade", announced=None):
+    def __init__(self, records, name="handmade"):
         self.name, self._records = name, records
-        self._announced = len(records) if announced is None else announced
 
     def splits(self):
         return ["train", "empty"]
 
-    def count(self, split):
-        return self._announced if split == "train" else 0
+    def contents(self, split):
+        records = self._records if split == "train" else []
+        counts = [len(record["captions"]) for record in records]
+        ids = [record["image_id"] for record in records]
+        return Contents(np.array(ids, np.int64), np.array(counts, np.int64))
 
-    def examples(self, split):
-        yield from self._records
+    def read(self, split, index):
+        return {k: v for k, v in self._records[index].items() if k not in ("image_id", "index")}
 
 
 def record(index, regions=2, captions=("A dog .", "Dog's dog"), **changes):
@@ -104,10 +107,9 @@ def graph(*relations):
     ("records", "expected"),
     [
         ([record(0), record(1, image_id=np.int64(100))], "record 1: image_id 100 repeats"),
-        ([record(0), record(2)], "record 1 has index 2"),
         ([record(0, image_id=np.int64(2**31))], "image_id 2147483648"),
         ([record(0, regions=0)], "0 regions and 2 captions"),
-        ([record(0, captions=())], "2 regions and 0 captions"),
+        ([record(0, captions=())], "record 0 (image_id 100) has no captions"),
         (
             [record(0), record(1, **graph((0, 0, 1, 1), (1, 0, 0, 0.25), (0, 0, 0, 0.5)))],
             "handmade/train record 1 (image_id 101): relation 2 has confidence 0.5 and the one "
@@ -131,11 +133,45 @@ def test_broken_promises_of_a_source(tmp_path, records, expected):
     assert not dataset_path(tmp_path, "handmade").exists()
 
 
-@pytest.mark.parametrize("announced", [2, 4])
-def test_wrong_count_is_refused(tmp_path, announced):
-    source = Handmade([record(i) for i in range(3)], announced=announced)
-    with pytest.raises(DataError, match=f"announces {announced} records and gives 3"):
+class Faulty(Handmade):
+    """A source which cannot read some of its images."""
+
+    def __init__(self, records, bad):
+        super().__init__(records)
+        self._bad = bad
+
+    def read(self, split, index):
+        if index in self._bad:
+            raise DataError(f"file.npy row {index} is damaged")
+        return super().read(split, index)
+
+
+def test_bad_images_are_left_out_and_counted(tmp_path, capsys):
+    source = Faulty([record(i, captions=["A dog"] * (1 + i % 3)) for i in range(20)], bad={3, 11})
+    with pytest.raises(DataError, match=r"file.npy row 3 is damaged"):
         build_dataset(source, tmp_path)
+    with pytest.raises(DataError, match=r"2 images are bad, more than --max-bad=1; the last: .*11"):
+        build_dataset(source, tmp_path, on_bad=BadRecords(skip=True, limit=1))
+    assert not dataset_path(tmp_path, "handmade").exists()
+    builder = build_program.build(source, tmp_path, on_bad=BadRecords(skip=True, limit=2))
+    path = dataset_path(tmp_path, "handmade") / "left_out.txt"
+    assert path.read_text() == "file.npy row 3 is damaged\nfile.npy row 11 is damaged\n"
+    assert f"2 bad images were left out; {path} says why" in capsys.readouterr().out
+    kept = [i for i in range(20) if i not in (3, 11)]
+    stored = list(builder.as_dataset(split="train").as_numpy_iterator())
+    assert [int(one["index"]) for one in stored] == kept
+    # Captions keep the numbers that they have in the source.
+    firsts = [sum(1 + j % 3 for j in range(i)) for i in kept]
+    assert [int(one["first_caption"]) for one in stored] == firsts
+    assert builder.info.metadata["left_out"] == {"train": 2}
+    assert builder.info.metadata["splits"]["train"]["images"] == 18
+    assert builder.info.splits["train"].num_examples == 18
+
+
+def test_a_split_without_any_good_image_is_no_dataset(tmp_path):
+    source = Faulty([record(0), record(1)], bad={0, 1})
+    with pytest.raises(DataError, match="handmade/train has no image that can be read"):
+        build_dataset(source, tmp_path, on_bad=BadRecords(skip=True))
 
 
 def test_existing_dataset_is_kept_unless_told_otherwise(tmp_path):
@@ -143,7 +179,7 @@ def test_existing_dataset_is_kept_unless_told_otherwise(tmp_path):
     assert build_dataset(old, tmp_path)
     assert not build_dataset(new, tmp_path)
     assert open_dataset(tmp_path, "handmade").info.splits["train"].num_examples == 1
-    broken = Handmade([record(0), record(5)])
+    broken = Handmade([record(0), record(5, regions=0)])
     with pytest.raises(DataError):
         build_dataset(broken, tmp_path, overwrite=True)  # The old one must outlive it.
     assert open_dataset(tmp_path, "handmade").info.splits["train"].num_examples == 1
@@ -168,11 +204,10 @@ def test_killed_build_leaves_nothing_that_counts(tmp_path):
         from data_pipeline.synthetic import SyntheticScenes
 
         class Killed(SyntheticScenes):
-            def examples(self, split):
-                for record in super().examples(split):
-                    if split == "dev" and record["index"] == 5:
-                        os.kill(os.getpid(), signal.SIGKILL)
-                    yield record
+            def read(self, split, index):
+                if split == "dev" and index == 5:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return super().read(split, index)
 
         build_dataset(Killed({"train": 40, "dev": 8}), sys.argv[1])
     """
@@ -187,27 +222,22 @@ def test_killed_build_leaves_nothing_that_counts(tmp_path):
     assert sorted(path.name for path in parent.iterdir()) == [".lock", "1.0.0"]
 
 
-def test_order_survives_a_dataset_larger_than_memory(tmp_path, monkeypatch):
-    # TFDS then sorts on disk, in buckets of keys.
-    monkeypatch.setattr("tensorflow_datasets.core.shuffle.MAX_MEM_BUFFER_SIZE", 0)
-    most = []
-    from_bucket = shuffle._Bucket.read_values
-    monkeypatch.setattr(
-        "tensorflow_datasets.core.shuffle._Bucket.read_values",
-        lambda bucket: most.append(len(bucket)) or from_bucket(bucket),
-    )
+def test_files_are_read_by_tfds_in_order_whatever_their_number(tmp_path, monkeypatch):
+    monkeypatch.setattr("data_pipeline.shards._MIN_SHARDS", 13)
     build_dataset(Handmade([record(i) for i in range(50)]), tmp_path)
-    stored = open_dataset(tmp_path, "handmade").as_dataset(split="train").as_numpy_iterator()
+    builder = open_dataset(tmp_path, "handmade")
+    stored = builder.as_dataset(split="train").as_numpy_iterator()
     assert [int(one["index"]) for one in stored] == list(range(50))
-    assert sum(most) == 50 and max(most) == 1  # Spread: no bucket needs the memory of all.
+    lengths = builder.info.splits["train"].shard_lengths
+    assert len(lengths) == 13 and set(lengths) == {3, 4}
 
 
 def test_two_builds_of_one_dataset_do_not_mix(tmp_path):
     class Nested(Handmade):
-        def examples(self, split):
+        def read(self, split, index):
             with pytest.raises(DataError, match="another process is building"):
                 build_dataset(Handmade([record(0)]), tmp_path)
-            yield from super().examples(split)
+            return super().read(split, index)
 
     assert build_dataset(Nested([record(0), record(1)]), tmp_path)
     assert open_dataset(tmp_path, "handmade").info.splits["train"].num_examples == 2

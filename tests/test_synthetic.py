@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from data_pipeline.errors import DataError
+from data_pipeline.sources import examples
 from data_pipeline.synthetic import SyntheticScenes
 
 SCENES = 500
@@ -46,7 +47,7 @@ def source() -> SyntheticScenes:
 
 @pytest.fixture(scope="module")
 def records(source: SyntheticScenes) -> list[dict]:
-    return list(source.examples("test"))
+    return list(examples(source, "test"))
 
 
 @pytest.fixture(scope="module")
@@ -158,18 +159,18 @@ def test_record_has_the_promised_keys_shapes_and_types(source, records):
         assert len(record["relation_scores"]) == len(record["relations"]) > 0
     assert [int(record["index"]) for record in records] == list(range(SCENES))
     assert source.labels == ["background", *SHAPES]
-    assert source.splits() == ["train", "test"] and source.count("test") == SCENES
-    ids = {int(r["image_id"]) for r in itertools.chain(records, source.examples("train"))}
+    assert source.splits() == ["train", "test"] and len(source.contents("test").image_ids) == SCENES
+    ids = {int(r["image_id"]) for r in itertools.chain(records, examples(source, "train"))}
     assert len(ids) == SCENES + 20 and max(ids) < 2**31
 
 
 def test_records_depend_on_seed_split_and_index_alone(source, records):
-    longer = list(SyntheticScenes({"other": 3, "train": 9, "test": 30}).examples("test"))
+    longer = list(examples(SyntheticScenes({"other": 3, "train": 9, "test": 30}), "test"))
     for one, other in zip(longer, records, strict=False):
         for key in one.keys() - {"image_id"}:  # the splits are numbered in the order given
             np.testing.assert_array_equal(one[key], other[key])
     reseeded = SyntheticScenes({"test": 30}, seed=1)
-    for changed in (reseeded.examples("test"), source.examples("train")):
+    for changed in (examples(reseeded, "test"), examples(source, "train")):
         for one, other in zip(changed, records, strict=False):
             assert one["captions"] != other["captions"]
             assert not np.array_equal(one["boxes"], other["boxes"])
@@ -341,7 +342,7 @@ def test_features_are_about_standard(records):
 
 def test_pictures_are_saved_and_drawn_again_alike(tmp_path):
     source = SyntheticScenes({"val": 5}, seed=3, name="tiny", images_dir=str(tmp_path / "png"))
-    for record in source.examples("val"):
+    for record in examples(source, "val"):
         with Image.open(tmp_path / "png" / record["file_name"]) as saved:
             again = np.asarray(source.image("val", int(record["index"])))
             np.testing.assert_array_equal(np.asarray(saved), again)
@@ -350,7 +351,7 @@ def test_pictures_are_saved_and_drawn_again_alike(tmp_path):
 
 def test_mistakes_name_the_remedy(source):
     with pytest.raises(DataError, match=r"no split 'dev'.*'train', 'test'"):
-        source.count("dev")
+        source.contents("dev")
     with pytest.raises(DataError, match=r"index=500 .*0 to 499"):
         source.image("test", SCENES)
     with pytest.raises(DataError, match=r"index=-1 "):
@@ -364,5 +365,5 @@ def test_mistakes_name_the_remedy(source):
 def test_generation_is_fast():
     source = SyntheticScenes({"train": 100})
     start = time.process_time()
-    assert sum(1 for _ in source.examples("train")) == 100
+    assert sum(1 for _ in examples(source, "train")) == 100
     assert (time.process_time() - start) / 100 < 0.02  # seconds an example; usually 0.004

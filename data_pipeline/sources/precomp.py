@@ -1,15 +1,9 @@
-"""Where records come from: the protocol of a source, and the field's file layout.
-
-A source yields one dict an image, whose keys, dtypes and shapes are those of
-`region_captions.schema` (all but `first_caption`); arrays are always present and may be empty.
-`ScanPrecomp` reads the layout that SCAN (Lee et al., ECCV 2018) published and that most image-text
-matching code reads since; `synthetic.SyntheticScenes` draws its own images.
-"""
+"""SCAN's file layout, which most image-text matching code reads since (Lee et al., ECCV 2018)."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -24,36 +18,11 @@ from data_pipeline.file_checks import (
     parse_relations,
     read_lines,
 )
+from data_pipeline.inert_pickle import read_object_array
+from data_pipeline.sources.source import Contents
 
 _REPEATS = 5  # SCAN's dev and test files hold every image row five times, once a caption.
 _USUAL_ORDER = ("train", "dev", "val", "test")
-
-
-class Source(Protocol):
-    """Named splits of records, of one feature width and with one vocabulary."""
-
-    name: str
-
-    @property
-    def labels(self) -> list[str]:
-        """Object classes that `object_labels` count; may be empty."""
-
-    @property
-    def predicates(self) -> list[str]:
-        """Predicates that `relations[:, 1]` count; may be empty."""
-
-    @property
-    def feature_width(self) -> int:
-        """F, the width of every region's feature."""
-
-    def splits(self) -> list[str]:
-        """Names of the splits, in the order in which they are to be written."""
-
-    def count(self, split: str) -> int:
-        """Number of records of the split."""
-
-    def examples(self, split: str) -> Iterator[dict[str, Any]]:
-        """The split's records, in the order of their `index`, which counts from 0."""
 
 
 class ScanPrecomp:
@@ -65,8 +34,11 @@ class ScanPrecomp:
         SPLIT_caps.txt           UTF-8, one caption a line, those of an image together
         SPLIT_ids.txt            integer image ids, one a row or one a caption; without the file
                                  images are numbered by row
-        SPLIT_boxes.npy          [N, R, 4] pixels x1, y1, x2, y2; without it all boxes are 0
-        SPLIT_img_sizes.npy      [N, 2] width, height in pixels; needed by boxes
+        SPLIT_boxes.npy          [N, R, 4] pixels x1, y1, x2, y2; without it all boxes are 0; as
+          or SPLIT_ims_bbx.npy   GSMN, CMCAN and CGMN call it
+        SPLIT_img_sizes.npy      [N, 2] width, height in pixels (CAMERA); needed by boxes unless all
+          or SPLIT_ims_size.npy  these are in 0..1; GSMN's form, an object array of dicts with
+                                 image_w and image_h, is read without unpickling it
         SPLIT_labels.npy         [N, R] object class of a region, as a line number of labels.txt
         SPLIT_filenames.txt      image files, one a row
         SPLIT_scene_graphs.jsonl one object a row; "relations": [[subject region, "predicate",
@@ -76,7 +48,8 @@ class ScanPrecomp:
 
     Only the first two are required; labels.txt lies beside them or in the parent directory. N is n,
     or 5 n where every image is repeated for each of its captions (SCAN's dev and test files): then
-    it is found out and undone. The optional files may have N or n rows.
+    it is found out and undone. The optional files may have N or n rows. Adjacency files (CGMN's
+    *_IOU.npy, CMCAN's *_ims_dir_selfadj*.npy) are not read: graphs follow from the boxes.
     """
 
     def __init__(
@@ -92,13 +65,21 @@ class ScanPrecomp:
         nested = Path(directory) / "precomp"
         self._directory = nested if nested.is_dir() else Path(directory)
         self.name = name or Path(directory).resolve().name
+        if splits and len(set(splits)) < len(splits):
+            raise DataError(f"--splits {' '.join(splits)} lists a split twice; give each once")
         self._features = {split: self._open_features(split) for split in splits or self._found()}
         self.labels = self._read_labels()
 
     def splits(self) -> list[str]:
         return list(self._features)
 
-    def count(self, split: str) -> int:
+    @functools.cache  # noqa: B019 - a source lives as long as the program that builds from it
+    def contents(self, split: str) -> Contents:
+        images, captions = self._count(split), len(self._captions(split))
+        ids = np.array(self._image_ids(split, captions), np.int64)
+        return Contents(ids, np.full(images, captions // images))
+
+    def _count(self, split: str) -> int:
         return len(self._features[split]) // self._step(split)
 
     @functools.cached_property
@@ -113,52 +94,40 @@ class ScanPrecomp:
 
     @functools.cached_property
     def predicates(self) -> list[str]:
-        names: set[str] = set()
-        for split in self.splits():
-            for relations in self._graphs(split):
-                names.update(relation[1] for relation in relations)
-        return sorted(names)
+        graphs = (graph for split in self.splits() for graph in self._graphs(split))
+        return sorted({relation[1] for graph in graphs for relation in graph})
 
-    def examples(self, split: str) -> Iterator[dict[str, Any]]:
+    @functools.cached_property
+    def _predicate_ids(self) -> dict[str, int]:
+        return {name: number for number, name in enumerate(self.predicates)}
+
+    def read(self, split: str, index: int) -> dict[str, Any]:
         rows, step = self._features[split], self._step(split)
-        captions = self._captions(split)
-        image_ids = self._image_ids(split, len(captions))
-        file_names = self._lines(split, "filenames.txt") or [""] * self.count(split)
-        sizes, boxes = self._array(split, "img_sizes", 2), self._array(split, "boxes", 3)
-        if boxes is not None and sizes is None:
+        where = f"{self._directory}, split {split}, row {index * step}"
+        regions = half_precision(rows[index * step], where)
+        if step > 1 and (rows[index * step : (index + 1) * step] != rows[index * step]).any():
             raise DataError(
-                f"{self._path(split, 'boxes.npy')} has no {split}_img_sizes.npy beside it, without "
-                "which pixels mean nothing; add it or remove the boxes"
+                f"{where}: this and the next {step - 1} rows differ, whereas rows 0 to "
+                f"{step - 1} are one image; repeat every image {step} times, or none"
             )
-        labels = self._array(split, "labels", 2)
-        graphs = self._graphs(split) or [[]] * self.count(split)
-        predicate_ids = {name: number for number, name in enumerate(self.predicates)}
-        per_image = len(captions) // self.count(split)
-        for index in range(self.count(split)):
-            where = f"{self._directory}, split {split}, row {index * step}"
-            regions = half_precision(rows[index * step], where)
-            if step > 1 and (rows[index * step : (index + 1) * step] != rows[index * step]).any():
-                raise DataError(
-                    f"{where}: this and the next {step - 1} rows differ, whereas rows 0 to "
-                    f"{step - 1} are one image; repeat every image {step} times, or none"
-                )
-            size = np.zeros(2, np.int32) if sizes is None else sizes[index].astype(np.int32)
-            relations, scores = encode_relations(graphs[index], predicate_ids, len(regions), where)
-            yield {
-                "image_id": np.int64(image_ids[index]),
-                "index": np.int64(index),
-                "file_name": file_names[index],
-                "size": size,
-                "regions": regions,
-                "boxes": normalised_boxes(boxes[index], size, where)
-                if boxes is not None
-                else np.zeros((len(regions), 4), np.float32),
-                "object_labels": self._object_labels(labels, index, len(regions), where),
-                "relations": relations,
-                "relation_scores": scores,
-                "captions": captions[index * per_image : (index + 1) * per_image],
-                "links": np.zeros((0, 4), np.int32),
-            }
+        sizes, names = self._sizes(split), self._lines(split, "filenames.txt")
+        captions, graphs = self._captions(split), self._graphs(split)
+        per_image = len(captions) // self._count(split)
+        size = np.zeros(2, np.int32) if sizes is None else np.asarray(sizes[index], np.int32)
+        relations, scores = encode_relations(
+            graphs[index] if graphs else [], self._predicate_ids, len(regions), where
+        )
+        return {
+            "file_name": names[index] if names else "",
+            "size": size,
+            "regions": regions,
+            "boxes": self._boxes(split, index, size, where),
+            "object_labels": self._object_labels(split, index, len(regions), where),
+            "relations": relations,
+            "relation_scores": scores,
+            "captions": captions[index * per_image : (index + 1) * per_image],
+            "links": np.zeros((0, 4), np.int32),
+        }
 
     def _path(self, split: str, ending: str) -> Path:
         return self._directory / f"{split}_{ending}"
@@ -183,7 +152,7 @@ class ScanPrecomp:
             )
         return rows
 
-    @functools.cache  # noqa: B019 - a source lives as long as the program that builds from it.
+    @functools.cache  # noqa: B019
     def _step(self, split: str) -> int:
         """Rows an image has: 5 where the first five are the same, which `examples` verifies."""
         rows = self._features[split]
@@ -192,7 +161,7 @@ class ScanPrecomp:
 
     def _aligned(self, split: str, values: Any, path: Path) -> Any:
         """One value an image, of values that come one an image or one a row of features."""
-        images, rows = self.count(split), len(self._features[split])
+        images, rows = self._count(split), len(self._features[split])
         if len(values) == images:
             return values
         if len(values) == rows:
@@ -202,23 +171,76 @@ class ScanPrecomp:
             "write both from the same images"
         )
 
-    def _array(self, split: str, what: str, ndim: int) -> np.ndarray | None:
-        path = self._path(split, f"{what}.npy")
+    @functools.cache  # noqa: B019
+    def _array(self, split: str, ending: str, inner: tuple[int, ...]) -> np.ndarray | None:
+        """[n, *inner], an entry an image, of a file that need not be there."""
+        path = self._path(split, ending)
         if not path.exists():
             return None
         array = open_array(path)
-        regions = self._features[split].shape[1]
-        inner = {"boxes": (regions, 4), "img_sizes": (2,), "labels": (regions,)}[what]
-        if array.ndim != ndim or array.shape[1:] != inner:
-            raise DataError(f"{path} has shape {list(array.shape)}; it must be [images, {inner}]")
+        if array.shape[1:] != inner:
+            raise DataError(
+                f"{path} has shape {list(array.shape)}; it must be [images, "
+                f"{', '.join(map(str, inner))}]" + _known_shape(array.shape)
+            )
         return self._aligned(split, array, path)
 
+    @functools.cache  # noqa: B019
+    def _sizes(self, split: str) -> Any:
+        """[n, 2] width and height of the images, or None."""
+        if (sizes := self._array(split, "img_sizes.npy", (2,))) is not None:
+            return sizes
+        path = self._path(split, "ims_size.npy")
+        if not path.exists():
+            return None
+        found = read_object_array(path)
+        try:
+            sizes = np.array([(int(x["image_w"]), int(x["image_h"])) for x in found], np.int32)
+        except (TypeError, KeyError, ValueError, OverflowError):
+            raise DataError(
+                f"{path} is not an array of dicts with image_w and image_h; write "
+                f"{split}_img_sizes.npy [images, 2] instead"
+            ) from None
+        return self._aligned(split, sizes, path)
+
+    @functools.cache  # noqa: B019
+    def _box_file(self, split: str) -> tuple[np.ndarray, bool] | None:
+        """Boxes [n, R, 4] and whether they are in 0..1 already, or None."""
+        endings = [e for e in ("boxes.npy", "ims_bbx.npy") if self._path(split, e).exists()]
+        if not endings:
+            return None
+        path = self._path(split, endings[0])
+        if len(endings) > 1:
+            raise DataError(
+                f"{path} and {self._path(split, endings[1]).name} are both there; keep the one "
+                "that belongs to these features"
+            )
+        boxes = self._array(split, endings[0], (self._features[split].shape[1], 4))
+        assert boxes is not None
+        # No set of images has boxes of a pixel only.
+        normalised = bool(((boxes >= 0) & (boxes <= 1)).all()) and bool((boxes > 0).any())
+        if not normalised and self._sizes(split) is None:
+            raise DataError(
+                f"{path} has no {split}_img_sizes.npy beside it, without which pixels mean "
+                "nothing; add it or remove the boxes"
+            )
+        return boxes, normalised
+
+    def _boxes(self, split: str, index: int, size: np.ndarray, where: str) -> np.ndarray:
+        found = self._box_file(split)
+        if found is None:
+            return np.zeros((self._features[split].shape[1], 4), np.float32)
+        boxes, normalised = found
+        return normalised_boxes(boxes[index], np.ones(2) if normalised else size, where)
+
+    @functools.cache  # noqa: B019
     def _lines(self, split: str, ending: str) -> list[str]:
         path = self._path(split, ending)
         return self._aligned(split, read_lines(path), path) if path.exists() else []
 
+    @functools.cache  # noqa: B019
     def _captions(self, split: str) -> list[str]:
-        path, images = self._path(split, "caps.txt"), self.count(split)
+        path, images = self._path(split, "caps.txt"), self._count(split)
         captions = read_lines(path)
         for number, caption in enumerate(captions, start=1):
             if not caption:
@@ -231,7 +253,7 @@ class ScanPrecomp:
         return captions
 
     def _image_ids(self, split: str, captions: int) -> list[int]:
-        path, images = self._path(split, "ids.txt"), self.count(split)
+        path, images = self._path(split, "ids.txt"), self._count(split)
         if not path.exists():
             return list(range(images))
         lines = read_lines(path)
@@ -263,9 +285,8 @@ class ScanPrecomp:
                 return read_lines(path)
         return []
 
-    def _object_labels(
-        self, labels: np.ndarray | None, index: int, regions: int, where: str
-    ) -> np.ndarray:
+    def _object_labels(self, split: str, index: int, regions: int, where: str) -> np.ndarray:
+        labels = self._array(split, "labels.npy", (regions,))
         if labels is None:
             return np.zeros(0, np.int32)
         row = labels[index].astype(np.int32)
@@ -282,3 +303,10 @@ class ScanPrecomp:
         path = self._path(split, "scene_graphs.jsonl")
         lines = enumerate(self._lines(split, "scene_graphs.jsonl"), start=1)
         return [parse_relations(line, path, number) for number, line in lines]
+
+
+def _known_shape(shape: tuple[int, ...]) -> str:
+    """What a file of another project that has the same name is."""
+    if len(shape) == 3 and shape[-1] == 30:
+        return "; PFAN's position blocks have this name, and are no boxes: remove the file"
+    return ""

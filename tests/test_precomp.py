@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import DataError
-from data_pipeline.sources import ScanPrecomp
+from data_pipeline.sources import ScanPrecomp, examples
 
 IMAGES, REGIONS, WIDTH, CAPTIONS = 4, 3, 2, 5
 
@@ -49,12 +49,12 @@ def directory(tmp_path):
 def test_both_conventions_of_rows_give_the_same_records(tmp_path, repeated):
     expected = write_split(tmp_path, repeated=repeated)
     source = ScanPrecomp(tmp_path, name="tiny")
-    assert (source.splits(), source.count("train"), source.feature_width) == (
+    assert (source.splits(), len(source.contents("train").image_ids), source.feature_width) == (
         *(["train"], IMAGES, WIDTH),
     )
     assert source.labels == ["person", "dog", "ball"]
     assert source.predicates == ["on", "train by"]
-    records = list(source.examples("train"))
+    records = list(examples(source, "train"))
     assert len(records) == IMAGES
     for i, record in enumerate(records):
         assert (record["image_id"], record["index"], record["file_name"]) == (10 + i, i, f"{i}.jpg")
@@ -79,7 +79,7 @@ def test_only_features_and_captions_are_required(tmp_path):
             path.unlink()
     source = ScanPrecomp(tmp_path)
     assert (source.name, source.labels, source.predicates) == (tmp_path.name, [], [])
-    records = list(source.examples("train"))
+    records = list(examples(source, "train"))
     assert [int(record["image_id"]) for record in records] == [0, 1, 2, 3]
     record = records[0]
     np.testing.assert_array_equal(record["boxes"], np.zeros((REGIONS, 4), np.float32))
@@ -92,7 +92,7 @@ def test_only_features_and_captions_are_required(tmp_path):
 def test_ids_may_come_one_a_caption(directory):
     ids = "\n".join(str(7 * i) for i in range(IMAGES) for _ in range(CAPTIONS))
     (directory / "train_ids.txt").write_text(ids)
-    records = ScanPrecomp(directory).examples("train")
+    records = examples(ScanPrecomp(directory), "train")
     assert [int(record["image_id"]) for record in records] == [0, 7, 14, 21]
 
 
@@ -110,7 +110,7 @@ def test_relations_are_sorted_by_confidence(directory):
     lines = [graph, [], graph[::-1], graph[:1]]
     text = "\n".join(json.dumps({"relations": line}) for line in lines)
     (directory / "train_scene_graphs.jsonl").write_text(text)
-    records = list(ScanPrecomp(directory).examples("train"))
+    records = list(examples(ScanPrecomp(directory), "train"))
     # Equal ones stay in their order; a confidence not given is 1.
     best = [[1, 1, 2], [2, 1, 0]]
     expected = [[*best, [0, 0, 1], [2, 0, 1]], [], [*best, [2, 0, 1], [0, 0, 1]], [[0, 0, 1]]]
@@ -123,7 +123,7 @@ def test_boxes_a_pixel_outside_are_clipped(directory):
     boxes = np.load(directory / "train_boxes.npy")
     boxes[1, 2] = [-0.5, -1, 100.9, 81]
     np.save(directory / "train_boxes.npy", boxes)
-    record = list(ScanPrecomp(directory).examples("train"))[1]
+    record = list(examples(ScanPrecomp(directory), "train"))[1]
     np.testing.assert_array_equal(record["boxes"][2], [0, 0, 1, 1])
 
 
@@ -180,6 +180,14 @@ MISTAKES = {
     "box turned": (edit_array("boxes", put((1, 0, 2), 0)), "row 1, region 0: box"),
     "box rows": (edit_array("boxes", lambda a: a[:3]), "has 3 rows and train_ims.npy has 4"),
     "box shape": (edit_array("boxes", lambda a: a[:, :2]), "shape [4, 2, 4]"),
+    "position blocks": (
+        edit_array("boxes", lambda a: np.zeros((IMAGES, REGIONS, 30))),
+        "shape [4, 3, 30]; it must be [images, 3, 4]; PFAN's position blocks",
+    ),
+    "two files of boxes": (
+        lambda d: np.save(d / "train_ims_bbx.npy", np.load(d / "train_boxes.npy")),
+        "train_boxes.npy and train_ims_bbx.npy are both there; keep the one",
+    ),
     "no sizes": (lambda d: (d / "train_img_sizes.npy").unlink(), "no train_img_sizes.npy"),
     "size zero": (edit_array("img_sizes", put((2, 0), 0)), "row 2: image size [0, 80]"),
     "label": (edit_array("labels", put((1, 1), 3)), "row 1: object label 3"),
@@ -213,15 +221,46 @@ def test_mistakes_are_named_in_one_line(directory, mistake):
     damage, expected = MISTAKES[mistake]
     damage(directory)
     with pytest.raises(DataError) as caught:
-        list(ScanPrecomp(directory).examples("train"))
+        list(examples(ScanPrecomp(directory), "train"))
     assert expected in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+def test_boxes_and_sizes_under_the_names_of_gsmn(tmp_path, repeated):
+    expected = write_split(tmp_path, repeated=repeated)
+    (tmp_path / "train_boxes.npy").rename(tmp_path / "train_ims_bbx.npy")
+    sizes = np.load(tmp_path / "train_img_sizes.npy")
+    (tmp_path / "train_img_sizes.npy").unlink()
+    rows = [{"image_w": int(w), "image_h": int(h)} for w, h in sizes]
+    np.save(tmp_path / "train_ims_size.npy", np.array(rows, object), allow_pickle=True)
+    for i, record in enumerate(examples(ScanPrecomp(tmp_path), "train")):
+        np.testing.assert_allclose(
+            record["boxes"], expected["boxes"][i] / [100, 80, 100, 80], rtol=1e-6
+        )
+        np.testing.assert_array_equal(record["size"], [100, 80])
+
+
+def test_sizes_of_another_form_are_refused(directory):
+    (directory / "train_img_sizes.npy").unlink()
+    rows = np.array([{"width": 3}] * IMAGES, object)
+    np.save(directory / "train_ims_size.npy", rows, allow_pickle=True)
+    with pytest.raises(DataError, match="not an array of dicts with image_w and image_h"):
+        ScanPrecomp(directory).read("train", 0)
+
+
+def test_boxes_in_0_to_1_need_no_sizes(directory):
+    boxes = np.load(directory / "train_boxes.npy") / np.array([100, 80, 100, 80], np.float32)
+    np.save(directory / "train_boxes.npy", boxes)
+    (directory / "train_img_sizes.npy").unlink()
+    records = examples(ScanPrecomp(directory), "train")
+    np.testing.assert_array_equal([record["boxes"] for record in records], boxes)
 
 
 def test_rows_repeated_only_in_part_are_refused(tmp_path):
     write_split(tmp_path, repeated=True)
     edit_array("ims", put((12, 0, 0), 99))(tmp_path)
     with pytest.raises(DataError, match="row 10: this and the next 4 rows differ"):
-        list(ScanPrecomp(tmp_path).examples("train"))
+        list(examples(ScanPrecomp(tmp_path), "train"))
 
 
 def test_widths_must_agree_between_splits(directory):

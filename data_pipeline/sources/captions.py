@@ -1,0 +1,340 @@
+"""Caption files of the field: who is in which split, and what was said of whom.
+
+`read_captions` finds out what a file is by looking into it. Files are read as streams: what stays
+in memory is the captions themselves.
+"""
+
+import csv
+import dataclasses
+import functools
+import gzip
+import hashlib
+import itertools
+import json
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import ijson
+
+from data_pipeline.errors import DataError
+from data_pipeline.file_checks import check_file_name, open_array
+
+# The most that a compressed file may hold; a small file of zeros would never end.
+_MOST_BYTES = 2**34
+_VSEPP_SPLITS = ("train", "restval", "dev", "test")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Item:
+    """One image as a caption file describes it."""
+
+    image_id: int
+    row: int  # among all images of the file
+    file_name: str
+    captions: tuple[str, ...]
+    size: tuple[int, int] | None = None  # width, height in pixels
+
+    def names(self) -> dict[str, str]:
+        """What feature files may call it, by kind: its id, row, file name, or that's stem."""
+        return {
+            "id": str(self.image_id),
+            "row": str(self.row),
+            "file": self.file_name,
+            "stem": Path(self.file_name).stem,
+        }
+
+
+Splits = dict[str, list[Item]]
+
+
+def read_captions(
+    path: Path,
+    *,
+    split: str | None = None,
+    restval: str = "train",
+    held_out: Mapping[str, float] | None = None,
+) -> Splits:
+    """The images of a caption file, by split and in the order of the file.
+
+    Args:
+      path: one of these, found out by its ending and first key:
+        Karpathy's JSON (`dataset_coco.json`, also .gz), which names the split of each image;
+        COCO's captions JSON, of one split; a CSV or JSONL table, whose columns are `image` and
+        `caption`, and if it has them `split` and `image_id`, one line a caption (JSONL: or
+        `captions`, a list); a directory with the id files of VSE++, `coco_{train,restval,dev,
+        test}_ids.npy`, beside COCO's captions JSON of 2014.
+      split: of a COCO file, and of a table without the column.
+      restval: the split that Karpathy's and VSE++'s "restval" goes to; "" leaves it out.
+      held_out: of a table that names no splits, the share of images for each split but "train";
+        which images is a function of their names.
+
+    Raises:
+      DataError: names the file, the place and the remedy.
+    """
+    if path.is_dir():
+        found = _read_vsepp(path)
+    elif path.name.endswith((".csv", ".tsv", ".jsonl")):
+        found = _read_table(path, split, held_out or {})
+    else:
+        found = _read_json(path, split)
+    found = _with_restval(found, restval)
+    for name, items in found.items():
+        _check(path, name, items)
+    if not any(found.values()):
+        raise DataError(f"{path} has no image with a caption; give another --captions")
+    return found
+
+
+def first(splits: Splits, limits: Mapping[str, int]) -> Splits:
+    """The first so many images of some splits, for a trial or by the custom of a protocol."""
+    if unknown := sorted(limits.keys() - splits.keys()):
+        raise DataError(f"--first {unknown[0]}=... is no split; there are {', '.join(splits)}")
+    return {split: items[: limits.get(split)] for split, items in splits.items()}
+
+
+def _with_restval(splits: Splits, restval: str) -> Splits:
+    if "restval" not in splits or restval == "restval":
+        return splits
+    rest = splits.pop("restval")
+    if restval:
+        splits[restval] = [*splits.get(restval, []), *rest]
+    return splits
+
+
+def _check(path: Path, split: str, items: Sequence[Item]) -> None:
+    """Ids are unique in a split, captions are not empty, file names stay where they belong."""
+    seen: dict[int, int] = {}
+    for item in items:
+        where = f"{path}, split {split}, image {item.image_id}"
+        if seen.setdefault(item.image_id, item.row) != item.row:
+            raise DataError(f"{where} is listed twice; remove one of the two")
+        if not item.captions:
+            raise DataError(f"{where} has no caption; give it one, or leave it out")
+        for number, caption in enumerate(item.captions):
+            if not isinstance(caption, str) or not caption.strip():
+                raise DataError(f"{where}: caption {number} is empty; correct it or leave it out")
+        check_file_name(item.file_name, where)
+
+
+def _open(path: Path) -> BinaryIO:
+    if path.name.endswith(".gz"):
+        return _Limited(gzip.open(path, "rb"), path)  # type: ignore[return-value]
+    return path.open("rb")
+
+
+class _Limited:
+    """A stream that may not give more than _MOST_BYTES."""
+
+    def __init__(self, stream: Any, path: Path) -> None:
+        self._stream, self._path, self._left = stream, path, _MOST_BYTES
+
+    def __enter__(self) -> "_Limited":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._stream.read(size)
+        self._left -= len(data)
+        if self._left < 0:
+            raise DataError(f"{self._path} holds more than {_MOST_BYTES} bytes; unpack it yourself")
+        return data
+
+
+def _guarded(read: Callable[..., Splits]) -> Callable[..., Splits]:
+    """Whatever is wrong with the syntax of a file becomes one line."""
+
+    @functools.wraps(read)
+    def guarded(path: Path, *args: Any) -> Splits:
+        try:
+            return read(path, *args)
+        except DataError:
+            raise
+        except FileNotFoundError:
+            raise DataError(f"{path} does not exist; give a caption file") from None
+        except (ijson.JSONError, gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError) as e:
+            reason = str(e).splitlines()[0]
+            raise DataError(f"{path} is damaged ({reason}); copy it again") from None
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+            raise DataError(
+                f"{path} is not laid out as expected ({type(error).__name__}: {error}); "
+                "python -m data_pipeline.build --help lists the layouts"
+            ) from None
+
+    return guarded
+
+
+@_guarded
+def _read_json(path: Path, split: str | None) -> Splits:
+    """Karpathy's JSON if images have sentences, COCO's if there are annotations."""
+    with _open(path) as stream:
+        for prefix, event, _ in ijson.parse(stream):
+            if (prefix, event) == ("annotations", "start_array"):
+                break
+            if prefix == "images.item.sentences":
+                return _read_karpathy(path)
+        else:
+            raise DataError(
+                f"{path} has neither images with sentences (Karpathy) nor annotations (COCO); "
+                "give a caption file"
+            )
+    if split is None:
+        raise DataError(f"{path} names no splits; say which one it is: train={path}")
+    images = _coco_images(path)
+    captions: dict[int, list[str]] = {}
+    for annotation in _coco_annotations(path):
+        captions.setdefault(annotation["image_id"], []).append(annotation["caption"])
+    if lost := sorted(captions.keys() - images.keys()):
+        raise DataError(f"{path} has captions of image {lost[0]}, which is not among its images")
+    # Images without captions occur in COCO's files; they are no part of the task.
+    kept = [image for image in images.values() if image["id"] in captions]
+    return {split: [_coco_item(i, row, captions[i["id"]]) for row, i in enumerate(kept)]}
+
+
+def _read_karpathy(path: Path) -> Splits:
+    splits: Splits = {}
+    with _open(path) as stream:
+        for row, image in enumerate(ijson.items(stream, "images.item", use_float=True)):
+            sentences = tuple(sentence["raw"].strip() for sentence in image["sentences"])
+            image_id = image.get("cocoid", image.get("imgid", row))
+            item = Item(int(image_id), row, str(image.get("filename", "")), sentences)
+            splits.setdefault(_known_split(image["split"]), []).append(item)
+    return splits
+
+
+def _known_split(name: str) -> str:
+    """Karpathy's "val" is the "dev" of everyone else in this field."""
+    return "dev" if name == "val" else name
+
+
+def _coco_images(path: Path) -> dict[int, dict[str, Any]]:
+    with _open(path) as stream:
+        return {image["id"]: image for image in ijson.items(stream, "images.item", use_float=True)}
+
+
+def _coco_annotations(path: Path) -> Iterator[dict[str, Any]]:
+    with _open(path) as stream:
+        yield from ijson.items(stream, "annotations.item", use_float=True)
+
+
+def _coco_item(image: Mapping[str, Any], row: int, captions: Sequence[str]) -> Item:
+    size = (int(image["width"]), int(image["height"])) if "width" in image else None
+    texts = tuple(" ".join(caption.split()) for caption in captions)
+    return Item(int(image["id"]), row, str(image["file_name"]), texts, size)
+
+
+@_guarded
+def _read_vsepp(directory: Path) -> Splits:
+    """`coco_*_ids.npy` hold caption ids, those of an image together; COCO's JSON the captions."""
+    files = sorted(directory.glob("captions_*.json*"))
+    if not files:
+        raise DataError(f"{directory} has no captions_*.json; add COCO's captions of 2014")
+    images: dict[int, dict[str, Any]] = {}
+    captions: dict[int, tuple[int, str]] = {}
+    for path in files:
+        images |= _coco_images(path)
+        for found in _coco_annotations(path):
+            captions[found["id"]] = found["image_id"], found["caption"]
+    splits: Splits = {}
+    for split in _VSEPP_SPLITS:
+        path = directory / f"coco_{split}_ids.npy"
+        if path.exists():
+            splits[split] = _vsepp_items(path, images, captions)
+    if not splits:
+        raise DataError(f"{directory} has no coco_train_ids.npy or the like; add those of VSE++")
+    return splits
+
+
+def _vsepp_items(
+    path: Path, images: Mapping[int, Mapping[str, Any]], captions: Mapping[int, tuple[int, str]]
+) -> list[Item]:
+    ids = open_array(path)
+    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        raise DataError(f"{path} is {ids.dtype}{list(ids.shape)}; it must be caption ids [N]")
+    if unknown := [int(i) for i in ids if int(i) not in captions]:
+        raise DataError(
+            f"{path} names caption {unknown[0]}, which no captions_*.json beside it has"
+        )
+    groups = itertools.groupby((captions[int(i)] for i in ids), key=lambda found: found[0])
+    return [
+        _coco_item(images[image_id], row, [text for _, text in group])
+        for row, (image_id, group) in enumerate(groups)
+    ]
+
+
+@_guarded
+def _read_table(path: Path, split: str | None, held_out: Mapping[str, float]) -> Splits:
+    """A CSV, TSV or JSONL file; the captions of an image need not follow each other."""
+    texts: dict[tuple[str, str], list[str]] = {}
+    ids: dict[tuple[str, str], int] = {}
+    numbers: dict[str, int] = {}
+    rows = _jsonl_rows(path) if path.suffix == ".jsonl" else _csv_rows(path)
+    for line, row in rows:
+        name = row.get("image") or row.get("file_name")
+        if not isinstance(name, str) or not name:
+            raise DataError(f"{path} line {line} has no `image`, the name of an image file")
+        found = _captions_of(row)
+        if not found:
+            raise DataError(f"{path} line {line} ({name}) has no `caption`; write one a line")
+        key = row.get("split") or split or _drawn_split(name, held_out), name
+        number = numbers.setdefault(name, len(numbers))
+        image_id = int(row["image_id"]) if row.get("image_id") not in (None, "") else number
+        if ids.setdefault(key, image_id) != image_id:
+            raise DataError(f"{path} line {line}: {name} is image {ids[key]} and {image_id}")
+        texts.setdefault(key, []).extend(found)
+    splits: Splits = {}
+    for key, captions in texts.items():
+        item = Item(ids[key], numbers[key[1]], key[1], tuple(captions))
+        splits.setdefault(key[0], []).append(item)
+    order = {name: number for number, name in enumerate(("train", "dev", "val", "test"))}
+    return dict(sorted(splits.items(), key=lambda pair: order.get(pair[0], len(order))))
+
+
+def _captions_of(row: Mapping[str, Any]) -> list[str]:
+    """The captions of a row; none if any of them is empty or no text."""
+    given = row["captions"] if isinstance(row.get("captions"), list) else [row.get("caption")]
+    texts = [text.strip() for text in given if isinstance(text, str) and text.strip()]
+    return texts if len(texts) == len(given) else []
+
+
+def _drawn_split(name: str, held_out: Mapping[str, float]) -> str:
+    """The split of an image by a hash of its name: adding images moves none of the others."""
+    position = int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48
+    for split, share in held_out.items():
+        if position < share:
+            return split
+        position -= share
+    return "train"
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        reader = csv.DictReader(stream, delimiter="\t" if path.suffix == ".tsv" else ",")
+        columns = reader.fieldnames or []
+        if "caption" not in columns or not {"image", "file_name"} & set(columns):
+            raise DataError(
+                f"{path} has the columns {', '.join(map(str, columns)) or '(none)'}; its first "
+                "line must name `image` and `caption`"
+            )
+        try:
+            for row in reader:
+                yield reader.line_num, row
+        except csv.Error as error:
+            raise DataError(f"{path} line {reader.line_num}: {error}; quote the field") from None
+
+
+def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    with path.open(encoding="utf-8-sig") as stream:
+        for number, line in enumerate(stream, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                raise DataError(f"{path} line {number} is not JSON; write the line again") from None
+            if not isinstance(row, dict):
+                raise DataError(f'{path} line {number} is no object like {{"image": "a.jpg", ...}}')
+            yield number, row

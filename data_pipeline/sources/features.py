@@ -1,0 +1,214 @@
+"""Stores of region features that are looked up by the name of an image.
+
+`BottomUpTsv` reads what the public bottom-up-attention code wrote, `FeatureFolders` the files an
+image that TERAN, TERN and SGAE are trained from. Both read an image at a time.
+"""
+
+import base64
+import binascii
+import dataclasses
+import functools
+import zipfile
+import zlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+import numpy as np
+
+from data_pipeline.errors import DataError
+from data_pipeline.file_checks import check_file_name
+
+# An image of 100 regions of 2048 floats is 1.1 MB of base64; nothing real comes near these.
+_MOST_BYTES = 2**28
+# What zipfile and numpy raise for files that are cut, altered or of another kind.
+_DAMAGE = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, RuntimeError)
+_TSV_COLUMNS = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
+
+
+@dataclasses.dataclass(frozen=True)
+class Regions:
+    """The regions of one image.
+
+    features: float [R, F].
+    boxes: float [R, 4] x1, y1, x2, y2, or None.
+    size: width and height in pixels, or None where the store does not know.
+    """
+
+    features: np.ndarray
+    boxes: np.ndarray | None = None
+    size: tuple[int, int] | None = None
+
+
+class FeatureStore(Protocol):
+    """Region features by name."""
+
+    def names(self) -> Iterable[str]:
+        """All that are there; cheap."""
+
+    def read(self, name: str) -> Regions:
+        """DataError where the file is damaged; the message names it and the place."""
+
+
+class BottomUpTsv:
+    """Tab separated: image_id, image_w, image_h, num_boxes, and in base64 float32 [n, 4] pixel
+
+    boxes and float32 [n, F] features. Lines are found by one pass at the start, which reads all
+    bytes and keeps where each line begins.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._places: dict[str, tuple[Path, int, int]] = {}
+        for path in paths:
+            self._find_lines(path)
+        if not self._places:
+            raise DataError(f"{', '.join(map(str, paths))} has no lines; give the whole file")
+
+    def _find_lines(self, path: Path) -> None:
+        with path.open("rb") as stream:
+            number = 0
+            while line := stream.readline(_MOST_BYTES):
+                number, start = number + 1, stream.tell() - len(line)
+                if len(line) == _MOST_BYTES:
+                    raise DataError(f"{path} line {number} does not end; this is no features TSV")
+                name = line[:64].split(b"\t", 1)[0].decode("ascii", "replace").strip()
+                if not name.isprintable() or not name:
+                    raise DataError(
+                        f"{path} line {number} does not begin with an image id; remove the line, "
+                        "or give a features TSV"
+                    )
+                if (first := self._places.get(name)) is not None:
+                    raise DataError(
+                        f"{path} line {number}: image {name} was at line {first[2]} of {first[0]} "
+                        "already; remove one of the two"
+                    )
+                self._places[name] = path, start, number
+
+    def names(self) -> Iterable[str]:
+        return self._places.keys()
+
+    def read(self, name: str) -> Regions:
+        path, start, number = self._places[name]
+        where = f"{path} line {number} (image {name})"
+        with path.open("rb") as stream:
+            stream.seek(start)
+            fields = stream.readline(_MOST_BYTES).rstrip(b"\r\n").split(b"\t")
+        if len(fields) != len(_TSV_COLUMNS):
+            raise DataError(
+                f"{where} has {len(fields)} columns, not {', '.join(_TSV_COLUMNS)}; "
+                "extract the image again"
+            )
+        try:
+            width, height, count = (int(field) for field in fields[1:4])
+            boxes, features = (
+                np.frombuffer(base64.b64decode(field, validate=True), "<f4") for field in fields[4:]
+            )
+        except (ValueError, binascii.Error) as error:
+            raise DataError(f"{where} is damaged ({error}); extract the image again") from None
+        if count < 1 or len(boxes) != 4 * count or len(features) == 0 or len(features) % count:
+            raise DataError(
+                f"{where} announces {count} boxes and has {len(boxes)} coordinates and "
+                f"{len(features)} feature values; extract the image again"
+            )
+        return Regions(features.reshape(count, -1), boxes.reshape(count, 4), (width, height))
+
+
+class FeatureFolders:
+    """A directory with `bu_att/NAME.npz` (array `feat` [R, F]) and `bu_box/NAME.npy` [R, 4] pixels.
+
+    Any two directories that end in `_att` and `_box` will do; boxes may be missing.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._features = self._one(directory, "att")
+        self._boxes = self._one(directory, "box")
+        if self._features is None:
+            raise DataError(f"{directory} has no directory *_att (bu_att); give the one above it")
+
+    def _one(self, directory: Path, ending: str) -> Path | None:
+        found = sorted(path for path in directory.glob(f"*_{ending}") if path.is_dir())
+        if len(found) > 1:
+            raise DataError(
+                f"{directory} has {' and '.join(path.name for path in found)}; leave one of them"
+            )
+        return found[0] if found else None
+
+    @functools.cached_property
+    def _endings(self) -> dict[str, str]:
+        assert self._features is not None
+        files = (path for path in self._features.iterdir() if path.suffix in (".npz", ".npy"))
+        return {path.stem: path.suffix for path in files}
+
+    def names(self) -> Iterable[str]:
+        return self._endings.keys()
+
+    def read(self, name: str) -> Regions:
+        check_file_name(name, str(self._features))
+        assert self._features is not None
+        path = self._features / f"{name}{self._endings[name]}"
+        features = read_small_array(path, key="feat")
+        boxes = None
+        if self._boxes is not None:
+            boxes = read_small_array(self._boxes / f"{name}.npy")
+        if features.ndim != 2 or 0 in features.shape:
+            raise DataError(
+                f"{path} has shape {list(features.shape)}; it must be [regions, feature width]"
+            )
+        return Regions(features, boxes)
+
+
+def read_small_array(path: Path, key: str = "") -> np.ndarray:
+    """A float array of a .npy file, or the one called key of a .npz file.
+
+    Headers are believed only as far as the file goes: neither a huge shape nor a small archive of
+    endless zeros takes memory.
+
+    Raises:
+      DataError: it is no such file, or an array of objects, which only a pickle could read.
+    """
+    try:
+        if path.suffix != ".npz":
+            with path.open("rb") as stream:
+                return _read_array(stream, path.stat().st_size, path)
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            if f"{key}.npy" not in names:
+                raise DataError(f"{path} has {names}, and no array {key!r}; write the file again")
+            member = archive.getinfo(f"{key}.npy")
+            if member.file_size > _MOST_BYTES:
+                raise DataError(
+                    f"{path} unpacks to {member.file_size} bytes; it is no feature file"
+                )
+            with archive.open(member) as stream:
+                return _read_array(stream, member.file_size, path)  # type: ignore[arg-type]
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing; extract the image again") from None
+    except DataError:
+        raise
+    except _DAMAGE as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{path} is damaged ({reason}); extract the image again") from None
+
+
+def _read_array(stream: BinaryIO, size: int, path: Path) -> np.ndarray:
+    version = np.lib.format.read_magic(stream)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"version {version} of the .npy format")
+    header = (
+        np.lib.format.read_array_header_1_0
+        if version == (1, 0)
+        else np.lib.format.read_array_header_2_0
+    )
+    shape, fortran_order, dtype = header(stream)
+    if dtype.kind not in "fiu":
+        raise DataError(f"{path} is an array of {dtype}; it must be one of numbers")
+    count = 1
+    for length in shape:
+        count *= length  # Of Python's integers, which do not overflow.
+    if not 0 <= count * dtype.itemsize <= size:
+        raise ValueError(f"shape {shape} does not fit into {size} bytes")
+    data = stream.read(count * dtype.itemsize)
+    if len(data) < count * dtype.itemsize:
+        raise EOFError("it ends early")
+    flat = np.frombuffer(data, dtype)
+    return flat.reshape(shape[::-1]).T if fortran_order else flat.reshape(shape)

@@ -1,0 +1,178 @@
+"""A source of three parts: captions, region features, and scene graphs if there are any."""
+
+import functools
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from data_pipeline.errors import DataError
+from data_pipeline.file_checks import encode_relations, half_precision, normalised_boxes
+from data_pipeline.sources.captions import Item, Splits
+from data_pipeline.sources.features import FeatureStore, Regions
+from data_pipeline.sources.scene_graphs import Graph, SceneGraphs
+from data_pipeline.sources.source import Contents
+
+KINDS = ("id", "row", "file", "stem")
+
+
+class JoinedSource:
+    """Images of caption files whose features lie elsewhere, by one of their names.
+
+    What a feature store calls an image differs: COCO's id, the row in Karpathy's JSON (TERAN's
+    Flickr30K files), the file's name or its stem. The kind of name that finds most of the images is
+    taken; where two find equally many, and different features, one has to be chosen.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        captions: Splits,
+        store: FeatureStore,
+        *,
+        kind: str | None = None,
+        sizes: Sequence[tuple[int, int]] = (),
+        graphs: SceneGraphs | None = None,
+    ) -> None:
+        """
+        Args:
+          name: of the dataset.
+          captions: see `read_captions`.
+          store: of the features.
+          kind: one of KINDS, by which the store knows images; by default it is found out.
+          sizes: width and height by row of the caption file, where nothing else knows them.
+          graphs: scene graphs.
+        """
+        self.name = name
+        self._items, self._store, self._graphs = captions, store, graphs
+        self._sizes = sizes
+        self._names = set(store.names())
+        self.kind = kind or _find_kind(self._all_items(), self._names)
+        self._predicate_ids = {name: i for i, name in enumerate(self.predicates)}
+        self._label_ids = {name: i for i, name in enumerate(self.labels)}
+
+    @property
+    def labels(self) -> list[str]:
+        return self._graphs.labels if self._graphs else []
+
+    @property
+    def predicates(self) -> list[str]:
+        return self._graphs.predicates if self._graphs else []
+
+    @functools.cached_property
+    def feature_width(self) -> int:
+        """Of the first image that can be read; `read` checks all others against it."""
+        problem = None
+        for item in self._all_items():
+            try:
+                return self._regions(item).features.shape[1]
+            except DataError as error:
+                problem = problem or error
+        raise problem or DataError(f"{self.name} has no image; give captions")
+
+    def splits(self) -> list[str]:
+        return list(self._items)
+
+    @functools.cache  # noqa: B019 - a source lives as long as the program that builds from it
+    def contents(self, split: str) -> Contents:
+        items = self._items[split]
+        ids = np.array([item.image_id for item in items], np.int64)
+        return Contents(ids, np.array([len(item.captions) for item in items], np.int64))
+
+    def surplus(self) -> set[str]:
+        """Names in the feature store that no caption file speaks of."""
+        return self._names - {item.names()[self.kind] for item in self._all_items()}
+
+    def missing(self, split: str) -> list[str]:
+        """Names of images that have captions and no features."""
+        names = (item.names()[self.kind] for item in self._items[split])
+        return [name for name in names if name not in self._names]
+
+    def read(self, split: str, index: int) -> dict[str, Any]:
+        item = self._items[split][index]
+        where = f"{self.name}, split {split}, image {item.names()[self.kind]}"
+        found = self._regions(item)
+        if found.features.shape[1] != self.feature_width:
+            raise DataError(
+                f"{where} has features of width {found.features.shape[1]}, the others "
+                f"{self.feature_width}; extract all images with one model"
+            )
+        size = found.size or item.size or self._size(item)
+        boxes = _boxes(found, size, where)
+        graph = self._graph(item, found)
+        count = len(found.features)
+        triples, scores = encode_relations(graph.relations, self._predicate_ids, count, where)
+        return {
+            "file_name": item.file_name,
+            "size": np.array(size or (0, 0), np.int32),
+            "regions": half_precision(found.features, where),
+            "boxes": boxes,
+            "object_labels": np.array([self._label_ids.get(x, -1) for x in graph.labels], np.int32),
+            "relations": triples,
+            "relation_scores": scores,
+            "captions": list(item.captions),
+            "links": np.zeros((0, 4), np.int32),
+        }
+
+    def _all_items(self) -> Iterable[Item]:
+        return (item for items in self._items.values() for item in items)
+
+    def _regions(self, item: Item) -> Regions:
+        name = item.names()[self.kind]
+        if name not in self._names:
+            raise DataError(
+                f"{self.name}: image {name} ({item.file_name}) has captions and no features; "
+                "extract it, or leave it out with --on-bad-record=skip"
+            )
+        return self._store.read(name)
+
+    def _size(self, item: Item) -> tuple[int, int] | None:
+        return self._sizes[item.row] if item.row < len(self._sizes) else None
+
+    def _graph(self, item: Item, found: Regions) -> Graph:
+        if self._graphs is not None:
+            for name in item.names().values():
+                if name in self._graphs:
+                    return self._graphs.read(name, found.boxes, len(found.features))
+        return Graph([], [])
+
+
+def _find_kind(items: Iterable[Item], known: set[str]) -> str:
+    counts = dict.fromkeys(KINDS, 0)
+    total, same = 0, True
+    for item in items:
+        total += 1
+        names = item.names()
+        hits = {kind: names[kind] for kind in KINDS if names[kind] in known}
+        same = same and len(set(hits.values())) <= 1
+        for kind in hits:
+            counts[kind] += 1
+    best = max(counts.values())
+    if not best:
+        raise DataError(
+            f"none of the {total} images with captions is among the {len(known)} with features, "
+            "neither by id nor by file name; give the captions of these images"
+        )
+    leading = [kind for kind, count in counts.items() if count == best]
+    if len(leading) > 1 and not same:
+        raise DataError(
+            f"features are found by {' and by '.join(leading)}, and are not the same; choose with "
+            f"--names={leading[0]} or --names={leading[1]}"
+        )
+    return leading[0]
+
+
+def _boxes(found: Regions, size: tuple[int, int] | None, where: str) -> np.ndarray:
+    count = len(found.features)
+    if found.boxes is None:
+        return np.zeros((count, 4), np.float32)
+    if found.boxes.shape != (count, 4):
+        raise DataError(
+            f"{where} has boxes of shape {list(found.boxes.shape)} for {count} regions; they must "
+            f"be [{count}, 4]"
+        )
+    if size is None:
+        raise DataError(
+            f"{where} has boxes in pixels and no size; give --sizes, or captions that know it"
+        )
+    return normalised_boxes(found.boxes, np.array(size), where)

@@ -1,0 +1,37 @@
+"""Widths and heights of images in a file of their own, by row of the caption file."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.errors import DataError
+from data_pipeline.file_checks import open_array
+from data_pipeline.inert_pickle import read_pickle
+
+
+def read_sizes(path: Path) -> list[tuple[int, int]]:
+    """The pairs of a .pkl list (TERAN's sizes.pkl; nothing in it is run), a .json list or a .npy.
+
+    Raises:
+      DataError: the file is missing, damaged, or holds something else.
+    """
+    try:
+        found = [(int(width), int(height)) for width, height in _load(path)]
+    except DataError:
+        raise
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist; give another --sizes") from None
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        raise DataError(f"{path} is no list of [width, height]; write it again") from None
+    for row, (width, height) in enumerate(found):
+        if width <= 0 or height <= 0:
+            raise DataError(f"{path} row {row}: {width} x {height} is no image; correct it")
+    return found
+
+
+def _load(path: Path) -> Any:
+    if path.suffix == ".npy":
+        return open_array(path).tolist()
+    if path.suffix == ".json":
+        return json.loads(path.read_text(encoding="utf-8"))
+    return read_pickle(path)

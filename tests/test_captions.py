@@ -1,0 +1,188 @@
+"""Caption files: what each mistake is called, and that no bytes bring anything but a DataError."""
+
+import functools
+import gzip
+import json
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from data_pipeline.errors import DataError
+from data_pipeline.sources import captions as captions_module
+from data_pipeline.sources.captions import read_captions
+from tests import layouts
+
+IMAGES = layouts.make_images()
+FUZZ = settings(
+    max_examples=80,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+
+def write(path, kind):
+    writers = {
+        "karpathy.json": layouts.write_karpathy,
+        "karpathy.json.gz": layouts.write_karpathy,
+        "coco.json": layouts.write_coco,
+        "table.csv": layouts.write_csv,
+        "table.jsonl": layouts.write_jsonl,
+    }
+    writers[kind](path / kind, IMAGES)
+    return path / kind
+
+
+def error_of(path, **options):
+    with pytest.raises(DataError) as caught:
+        read_captions(path, split="train", **options)
+    message = str(caught.value)
+    assert "\n" not in message and str(path) in message
+    return message
+
+
+def edited_json(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    return path
+
+
+MISTAKES = [
+    ("karpathy.json", lambda c: c["images"][1].update(cocoid=1000), "image 1000 is listed twice"),
+    ("karpathy.json", lambda c: c["images"][1].update(sentences=[]), "image 1017 has no caption"),
+    (
+        "karpathy.json",
+        lambda c: c["images"][1]["sentences"][0].update(raw=" "),
+        "image 1017: caption 0 is empty",
+    ),
+    ("karpathy.json", lambda c: c["images"][2].pop("split"), "not laid out as expected (KeyError"),
+    ("karpathy.json", lambda c: c["images"][2].update(cocoid="x"), "not laid out as expected"),
+    (
+        "karpathy.json",
+        lambda c: c["images"][2].update(filename="../../etc/passwd"),
+        "file name '../../etc/passwd' leads out of its directory",
+    ),
+    (
+        "karpathy.json",
+        lambda c: c["images"][2].update(filename="/etc/passwd"),
+        "leads out of its directory",
+    ),
+    (
+        "coco.json",
+        lambda c: c["annotations"][0].update(image_id=5),
+        "has captions of image 5, which is not among its images",
+    ),
+    ("coco.json", lambda c: c.pop("annotations"), "has neither images with sentences"),
+    ("coco.json", lambda c: c["images"][0].pop("file_name"), "not laid out as expected"),
+]
+
+
+@pytest.mark.parametrize(("kind", "change", "expected"), MISTAKES)
+def test_mistakes_in_json_are_named(tmp_path, kind, change, expected):
+    assert expected in error_of(edited_json(write(tmp_path, kind), change))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("a.csv", "picture,caption\na.jpg,A dog\n", "columns picture, caption; its first line"),
+        ("a.csv", "", "columns (none)"),
+        ("a.csv", "image,caption\na.jpg,\n", "line 2 (a.jpg) has no `caption`"),
+        ("a.csv", "image,caption\na.jpg\n", "line 2 (a.jpg) has no `caption`"),
+        ("a.csv", "image,caption\n,A dog\n", "line 2 has no `image`"),
+        ("a.csv", "image,caption\n../a.jpg,A dog\n", "leads out of its directory"),
+        ("a.csv", "image,caption,image_id\na.jpg,A dog,x\n", "not laid out as expected"),
+        ("a.csv", "image,caption,image_id\na.jpg,A dog,1\na.jpg,A cat,2\n", "a.jpg is image 1 and"),
+        ("a.csv", "image,caption,image_id\na.jpg,A dog,1\nb.jpg,A cat,1\n", "1 is listed twice"),
+        ("a.csv", "image,caption\na.jpg," + "x" * 200_000, "field larger than field limit"),
+        ("a.csv", "image,caption\n", "has no image with a caption"),
+        ("a.jsonl", '{"image": "a.jpg"}\n', "line 1 (a.jpg) has no `caption`"),
+        ("a.jsonl", '{"image": "a.jpg", "captions": [1]}\n', "line 1 (a.jpg) has no `caption`"),
+        ("a.jsonl", '\n["a.jpg"]\n', "line 2 is no object"),
+        ("a.jsonl", '{"image": "a.jpg", "caption": "A dog"}\n{"imag', "line 2 is not JSON"),
+        ("a.jsonl", "[" * 100_000, "line 1 is not JSON"),
+        ("a.json", "{", "is damaged"),
+        ("a.json", "[]", "has neither images with sentences"),
+    ],
+)
+def test_mistakes_in_text_are_named(tmp_path, name, text, expected):
+    (tmp_path / name).write_text(text)
+    assert expected in error_of(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.json"])
+def test_text_that_is_not_utf8(tmp_path, name):
+    (tmp_path / name).write_bytes(b'{"image": "\xff\xfe"}\n')
+    assert "is damaged" in error_of(tmp_path / name) or name == "a.json"
+
+
+def test_a_coco_file_needs_the_name_of_its_split(tmp_path):
+    path = write(tmp_path, "coco.json")
+    with pytest.raises(DataError, match="names no splits; say which one it is: train="):
+        read_captions(path)
+
+
+def test_a_missing_file(tmp_path):
+    assert "does not exist" in error_of(tmp_path / "none.json")
+
+
+def test_a_bomb_ends_at_the_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(captions_module, "_MOST_BYTES", 2**20)
+    path = tmp_path / "a.json.gz"
+    path.write_bytes(gzip.compress(b'{"images": [' + b" " * 2**24 + b"]}"))
+    assert "holds more than 1048576 bytes" in error_of(path)
+
+
+@pytest.mark.parametrize(
+    ("ids", "expected"),
+    [
+        (np.array([1, 2]), "names caption 1, which no captions_*.json beside it has"),
+        (np.array(["a"]), "it must be caption ids [N]"),
+        (np.array([{}], object), "not a whole .npy file of numbers"),
+        # The captions of an image must lie together.
+        (np.array([10170, 10340, 10171]), "image 1017 is listed twice"),
+    ],
+)
+def test_mistakes_in_the_ids_of_vsepp(tmp_path, ids, expected):
+    layouts.write_vsepp(tmp_path / "a", IMAGES)
+    np.save(tmp_path / "a" / "coco_train_ids.npy", ids, allow_pickle=ids.dtype == object)
+    with pytest.raises(DataError) as caught:
+        read_captions(tmp_path / "a")
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_empty_directory_is_told_what_it_lacks(tmp_path):
+    with pytest.raises(DataError, match=r"has no captions_\*.json"):
+        read_captions(tmp_path)
+    layouts.write_coco(tmp_path / "captions_val2014.json", IMAGES)
+    with pytest.raises(DataError, match="has no coco_train_ids.npy or the like"):
+        read_captions(tmp_path)
+
+
+@functools.cache
+def content(kind, directory):
+    return write(directory, kind).read_bytes()
+
+
+@FUZZ
+@given(data=st.data())
+@pytest.mark.parametrize(
+    "kind", ["karpathy.json", "karpathy.json.gz", "coco.json", "table.csv", "table.jsonl"]
+)
+def test_damaged_bytes_bring_a_data_error_or_nothing(tmp_path, kind, data):
+    whole = content(kind, tmp_path)
+    start = data.draw(st.integers(0, len(whole)))
+    stop = data.draw(st.integers(start, min(len(whole), start + 40)))
+    damaged = whole[:start] + data.draw(st.binary(max_size=20)) + whole[stop:]
+    if data.draw(st.booleans()):
+        damaged = damaged[: data.draw(st.integers(0, len(damaged)))]
+    path = tmp_path / f"damaged_{kind}"
+    path.write_bytes(damaged)
+    try:
+        found = read_captions(path, split="train")
+    except DataError as error:
+        assert "\n" not in str(error)
+    else:
+        assert all(item.captions for items in found.values() for item in items)

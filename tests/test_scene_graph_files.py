@@ -1,0 +1,72 @@
+"""Scene graphs in JSONL: mistakes by their names, and boxes that match as in a double loop."""
+
+import json
+
+import numpy as np
+import pytest
+
+from data_pipeline.errors import DataError
+from data_pipeline.sources.scene_graphs import SceneGraphs, intersection_over_union
+
+
+def graphs(tmp_path, *lines):
+    path = tmp_path / "graphs.jsonl"
+    path.write_text(
+        "".join(f"{line if isinstance(line, str) else json.dumps(line)}\n" for line in lines)
+    )
+    return SceneGraphs(path)
+
+
+GOOD = {"id": 3, "relations": [[0, "on", 1, 0.5]]}
+BOX = [0, 0, 4, 4]
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("{", 'line 2 is not a JSON object with "relations"'),
+        ("[" * 100_000, 'line 2 is not a JSON object with "relations"'),
+        ({"id": 4}, 'line 2 is not a JSON object with "relations"'),
+        ({"relations": []}, 'line 2 needs an "id"'),
+        ({"id": [4], "relations": []}, 'line 2 needs an "id"'),
+        ({"id": 4, "relations": [], "labels": [1]}, "line 2 needs"),
+        ({"id": 4, "relations": [], "boxes": [[1, 2, 3]]}, "line 2 needs"),
+        ({"id": 4, "relations": [], "boxes": [BOX], "labels": ["a", "b"]}, "line 2 needs"),
+        ({"id": 3, "relations": []}, "line 2: id 3 was on line 1 already"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, line, expected):
+    with pytest.raises(DataError) as caught:
+        graphs(tmp_path, GOOD, line)
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_relations_of_objects_that_do_not_exist(tmp_path):
+    found = graphs(tmp_path, {"id": 3, "boxes": [BOX], "relations": [[0, "on", 1]]})
+    with pytest.raises(DataError, match=r"relation \[0, 'on', 1, 1.0\] names an object .* 0..0"):
+        found.read("3", np.array([BOX], np.float32), 1)
+
+
+def test_objects_without_boxes_must_be_the_regions(tmp_path):
+    found = graphs(tmp_path, GOOD | {"labels": ["a", "b"]})
+    assert found.read("3", None, 2).labels == ["a", "b"]
+    with pytest.raises(DataError, match="has 2 objects and the image 5 regions"):
+        found.read("3", None, 5)
+    assert found.predicates == ["on"] and found.labels == ["a", "b"] and len(found) == 1
+
+
+def test_overlaps_by_loops():
+    rng = np.random.default_rng(0)
+    low = rng.uniform(0, 5, (7, 2))
+    a, b = (np.concatenate([low, low + rng.uniform(-1, 5, (7, 2))], 1) for _ in range(2))
+    expected = np.zeros((7, 7))
+    for i in range(7):
+        for j in range(7):
+            width = min(a[i, 2], b[j, 2]) - max(a[i, 0], b[j, 0])
+            height = min(a[i, 3], b[j, 3]) - max(a[i, 1], b[j, 1])
+            sides = [max(x[k + 2] - x[k], 0) for x in (a[i], b[j]) for k in (0, 1)]
+            shared = max(width, 0) * max(height, 0)
+            union = sides[0] * sides[1] + sides[2] * sides[3] - shared
+            expected[i, j] = shared / union if union > 0 else 0
+    np.testing.assert_allclose(intersection_over_union(a, b), expected, atol=1e-12)
+    assert 0 < np.count_nonzero(expected) < 49
