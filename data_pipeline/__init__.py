@@ -1,8 +1,8 @@
 """From features and captions on disk to padded numpy batches; knows neither JAX nor the models.
 
-`sources` and `synthetic` yield records, `region_captions` writes them as a TFDS dataset (`build` is
-its command line), `tokenizer` turns captions into ids, `input_pipeline` reads it all as batches.
-TensorFlow is imported by `region_captions`, `build`, `decoding` and `input_pipeline` only.
+`sources` and `synthetic` read images one by one, `extract` makes features of pictures,
+`region_captions` and `shards` write a TFDS dataset (`build` is their command line), `tokenizer`
+turns captions into ids, `input_pipeline` reads it all as batches.
 """
 
 import os

@@ -208,9 +208,9 @@ def open_dataset(data_dir: str | os.PathLike[str], name: str) -> tfds.core.Datas
         found = sorted(info.parts[-3] for info in path.parents[1].glob(f"*/{VERSION}/{_INFO}"))
         raise DataError(
             f"no dataset {name!r} (version {VERSION}) in {data_dir}, which has "
-            f"{', '.join(found) or 'none'}; build it: python -m data_pipeline.build scan DIRECTORY "
-            f"--name {name} --out {data_dir}, or, for drawn scenes, python -m data_pipeline.build "
-            f"synthetic --name {name} --out {data_dir}"
+            f"{', '.join(found) or 'none'}; build it of features (python -m data_pipeline.build "
+            f"--help), of images (python -m data_pipeline.extract --help), or of drawn scenes: "
+            f"python -m data_pipeline.build synthetic --name {name} --out {data_dir}"
         )
     return tfds.builder_from_directory(path)
 

