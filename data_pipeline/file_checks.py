@@ -4,11 +4,21 @@
 """
 
 import json
+import tokenize
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
 
 from data_pipeline.errors import DataError
+
+# What numpy raises for a .npy file that is cut, altered or something else, and zipfile for a .npz.
+NPY_ERRORS = (
+    *(ValueError, TypeError, EOFError, SyntaxError, OverflowError, MemoryError),
+    tokenize.TokenError,
+)
+NPZ_ERRORS = (*NPY_ERRORS, zipfile.BadZipFile, zlib.error, KeyError, OSError, RuntimeError)
 
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -21,8 +31,8 @@ def open_array(path: Path) -> np.ndarray:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise DataError(f"{path} is missing; add it or choose other --splits") from None
-    except (ValueError, EOFError) as error:
-        reason = str(error).splitlines()[0]
+    except NPY_ERRORS as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
             f"{path} is not a whole .npy file of numbers ({reason}); copy it again"
         ) from None

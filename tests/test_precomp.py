@@ -4,8 +4,12 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from data_pipeline import build
 from data_pipeline.errors import DataError
+from data_pipeline.region_captions import open_dataset
 from data_pipeline.sources import ScanPrecomp, examples
 
 IMAGES, REGIONS, WIDTH, CAPTIONS = 4, 3, 2, 5
@@ -268,6 +272,46 @@ def test_widths_must_agree_between_splits(directory):
     np.save(directory / "dev_ims.npy", np.zeros((IMAGES, REGIONS, WIDTH + 1), np.float32))
     with pytest.raises(DataError, match="'train': 2, 'dev': 3"):
         _ = ScanPrecomp(directory).feature_width
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+def test_there_and_back_through_the_command_line(tmp_path, repeated):
+    expected = write_split(tmp_path, repeated=repeated)
+    words = ["scan", str(tmp_path), "--name", "tiny", "--out", str(tmp_path / "data")]
+    assert build.main(words) == 0
+    builder = open_dataset(tmp_path / "data", "tiny")
+    records = list(builder.as_dataset(split="train").as_numpy_iterator())
+    assert [int(record["image_id"]) for record in records] == [10, 11, 12, 13]
+    captions = [text.decode() for record in records for text in record["captions"]]
+    assert captions == expected["captions"]
+    for i, record in enumerate(records):
+        np.testing.assert_array_equal(record["regions"], expected["ims"][i].astype(np.float16))
+        scale = np.array([100, 80, 100, 80])
+        np.testing.assert_allclose(record["boxes"], expected["boxes"][i] / scale, rtol=1e-6)
+        np.testing.assert_array_equal(record["object_labels"], expected["labels"][i])
+
+
+@settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(data=st.data())
+def test_damaged_bytes_bring_a_data_error_or_records(directory, data):
+    name = data.draw(st.sampled_from(sorted(path.name for path in directory.iterdir())))
+    path = directory / name
+    whole = path.read_bytes()
+    start = data.draw(st.integers(0, len(whole)))
+    stop = data.draw(st.integers(start, min(len(whole), start + 30)))
+    path.write_bytes(whole[:start] + data.draw(st.binary(max_size=20)) + whole[stop:])
+    try:
+        for record in examples(ScanPrecomp(directory), "train"):
+            assert np.isfinite(record["regions"]).all() and record["captions"]
+            assert ((record["boxes"] >= 0) & (record["boxes"] <= 1)).all()
+    except DataError as error:
+        assert len(str(error).splitlines()) == 1
+    finally:
+        path.write_bytes(whole)
 
 
 def test_no_pickle_is_loaded(directory):

@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from data_pipeline.errors import DataError
 from data_pipeline.sources.scene_graphs import SceneGraphs, intersection_over_union
@@ -70,3 +72,29 @@ def test_overlaps_by_loops():
             expected[i, j] = shared / union if union > 0 else 0
     np.testing.assert_allclose(intersection_over_union(a, b), expected, atol=1e-12)
     assert 0 < np.count_nonzero(expected) < 49
+
+
+@settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(data=st.data())
+def test_damaged_bytes_bring_a_data_error_or_graphs(tmp_path, data):
+    lines = [GOOD, {"id": "a.jpg", "boxes": [BOX, [1, 1, 3, 3]], "labels": ["x", "y"]}]
+    lines[1] |= {"relations": [[1, "in", 0, 0.25], [0, "round", 1]]}
+    whole = "".join(f"{json.dumps(line)}\n" for line in lines).encode()
+    start = data.draw(st.integers(0, len(whole)))
+    stop = data.draw(st.integers(start, min(len(whole), start + 20)))
+    path = tmp_path / "damaged.jsonl"
+    path.write_bytes(whole[:start] + data.draw(st.binary(max_size=12)) + whole[stop:])
+    boxes = np.array([BOX, [1, 1, 3, 3]], np.float32)
+    try:
+        found = SceneGraphs(path)
+        for name in ("3", "a.jpg"):
+            if name in found:
+                graph = found.read(name, boxes, 2)
+                assert all(s in (0, 1) and o in (0, 1) for s, _, o, _ in graph.relations)
+                assert len(graph.labels) in (0, 2)
+    except DataError as error:
+        assert len(str(error).splitlines()) == 1

@@ -7,8 +7,6 @@ They lie in OUT/extracted/NAME as `part-00000.npz`, ... of a few hundred images 
 import dataclasses
 import json
 import os
-import zipfile
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,16 +14,12 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.errors import DataError
+from data_pipeline.file_checks import NPZ_ERRORS
 from data_pipeline.sources.captions import Splits
 from data_pipeline.sources.features import Regions
 from data_pipeline.sources.joined import JoinedSource
 
 SETTINGS = "settings.json"
-# What zipfile and numpy raise for files that are cut or altered; none of them unpickles.
-_DAMAGE = (
-    *(zipfile.BadZipFile, zlib.error, ValueError, KeyError, EOFError, OSError),
-    *(RuntimeError, NotImplementedError, MemoryError),
-)
 _KINDS = {
     **{"names": "U", "reasons": "U", "num_bytes": "i", "counts": "i", "sizes": "i"},
     **{"features": "f", "boxes": "f", "labels": "i"},
@@ -105,7 +99,7 @@ def read_part(path: Path) -> Part:
         if part.fits():
             return part
         reason = "its arrays do not belong together"
-    except _DAMAGE as error:
+    except NPZ_ERRORS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
     raise DataError(f"{path} is damaged ({reason}); the command that made it repairs it")
 
@@ -137,7 +131,7 @@ class ExtractedFeatures:
             try:
                 with np.load(path, allow_pickle=False) as arrays:  # reads only these two of it
                     names, counts = arrays["names"].tolist(), arrays["counts"].tolist()
-            except _DAMAGE:
+            except NPZ_ERRORS:
                 read_part(path)  # says it
                 raise
             for row, (name, count) in enumerate(zip(names, counts, strict=True)):

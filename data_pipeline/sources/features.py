@@ -9,7 +9,6 @@ import binascii
 import dataclasses
 import functools
 import zipfile
-import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -17,12 +16,10 @@ from typing import BinaryIO, Protocol
 import numpy as np
 
 from data_pipeline.errors import DataError
-from data_pipeline.file_checks import check_file_name
+from data_pipeline.file_checks import NPZ_ERRORS, check_file_name
 
 # An image of 100 regions of 2048 floats is 1.1 MB of base64; nothing real comes near these.
 _MOST_BYTES = 2**28
-# What zipfile and numpy raise for files that are cut, altered or of another kind.
-_DAMAGE = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, RuntimeError)
 _TSV_COLUMNS = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
 
 
@@ -195,8 +192,8 @@ def read_small_array(path: Path, key: str = "") -> np.ndarray:
         raise DataError(f"{path} is missing; extract the image again") from None
     except DataError:
         raise
-    except _DAMAGE as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except NPZ_ERRORS as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{path} is damaged ({reason}); extract the image again") from None
 
 
