@@ -314,7 +314,9 @@ def _digest(model: Any, preprocessing: Preprocessing) -> str:
         config.pop(key, None)
     parts = [config, dataclasses.asdict(preprocessing)]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(model.state_dict().items()):
+    # A head that the checkpoint lacks is random, another in every process, and not used.
+    used = {name: x for name, x in model.state_dict().items() if _counts(name, model)}
+    for name, tensor in sorted(used.items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()

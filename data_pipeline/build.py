@@ -235,6 +235,8 @@ def _opener(args: argparse.Namespace) -> Callable[[], Source]:
 
 
 def _joined(args: argparse.Namespace) -> Source:
+    if args.sizes and len(args.captions) > 1:
+        raise DataError("--sizes go by the rows of one caption file, and --captions names several")
     store = BottomUpTsv(args.tsv) if args.command == "bottom-up" else FeatureFolders(args.directory)
     return JoinedSource(
         args.name,

@@ -4,6 +4,7 @@
 """
 
 import json
+import re
 import tokenize
 import zipfile
 import zlib
@@ -174,7 +175,8 @@ def check_relations(
 def check_file_name(name: str, where: str) -> None:
     """DataError for a name that would lead out of the directory it is looked up in."""
     parts = name.replace("\\", "/").split("/")
-    if name.startswith(("/", "\\")) or ".." in parts or "\0" in name or ":" in parts[0]:
+    drive = re.match(r"[A-Za-z]:[\\/]", name)
+    if name.startswith(("/", "\\")) or ".." in parts or "\0" in name or drive:
         raise DataError(
             f"{where}: file name {name!r} leads out of its directory; give one relative to it"
         )

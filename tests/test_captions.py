@@ -98,6 +98,12 @@ def test_mistakes_in_json_are_named(tmp_path, kind, change, expected):
         ("a.csv", "image,caption,image_id\na.jpg,A dog,1\nb.jpg,A cat,1\n", "1 is listed twice"),
         ("a.csv", "image,caption\na.jpg," + "x" * 200_000, "field larger than field limit"),
         ("a.csv", "image,caption\n", "has no image with a caption"),
+        ("a.csv", "image,caption\na.jpg,Two dogs, one brown\n", "line 2 goes on after its last"),
+        ("a.csv", 'image,caption\na.jpg,"A dog\nb.jpg,A "cat"\n', "line"),
+        ("a.csv", 'image,caption\na.jpg,"A dog\nb.jpg,A cat"\n', "line 3 ends a field that began"),
+        ("a.csv", "x" * 200_000, "line 1: field larger than field limit"),
+        ("a.csv", "image,caption,image_id\na.jpg,A dog,4294967296\n", "ids are 0 .. 2^31 - 1"),
+        ("a.json", '{"images":' + "[" * 100_000, "nested more than 50 deep"),
         ("a.jsonl", '{"image": "a.jpg"}\n', "line 1 (a.jpg) has no `caption`"),
         ("a.jsonl", '{"image": "a.jpg", "captions": [1]}\n', "line 1 (a.jpg) has no `caption`"),
         ("a.jsonl", '\n["a.jpg"]\n', "line 2 is no object"),
@@ -122,6 +128,17 @@ def test_a_coco_file_needs_the_name_of_its_split(tmp_path):
     path = write(tmp_path, "coco.json")
     with pytest.raises(DataError, match="names no splits; say which one it is: train="):
         read_captions(path)
+
+
+def test_quotation_marks_in_tsv_are_signs(tmp_path):
+    (tmp_path / "a.tsv").write_text('image\tcaption\na.jpg\t"Stop sign\nb.jpg\tA "cat"\n')
+    items = read_captions(tmp_path / "a.tsv", split="train")["train"]
+    assert [item.captions for item in items] == [('"Stop sign',), ('A "cat"',)]
+
+
+def test_val_of_a_table_is_dev(tmp_path):
+    (tmp_path / "a.csv").write_text("image,caption,split\na.jpg,A dog,val\nb.jpg,A cat,train\n")
+    assert list(read_captions(tmp_path / "a.csv")) == ["train", "dev"]
 
 
 def test_a_missing_file(tmp_path):

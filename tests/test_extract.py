@@ -359,6 +359,19 @@ def test_weights_that_lack_a_tensor_are_refused(models, tmp_path):
         Backbone(str(tmp_path / "model"), 48, CPU)
 
 
+def test_a_checkpoint_without_a_pooler_is_the_same_model_each_time(tmp_path):
+    """Classifiers are saved without the pooler that a bare ViT has, which is then random."""
+    config = transformers.ViTConfig(
+        **{"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2},
+        **{"intermediate_size": 8, "image_size": 48, "patch_size": 8},
+    )
+    save(transformers.ViTForImageClassification(config), tmp_path / "classifier")
+    settings = [
+        GridRegions(Backbone(str(tmp_path / "classifier"), 48, CPU), 2).settings for _ in range(2)
+    ]
+    assert settings[0] == settings[1]
+
+
 def test_detectors_and_texts_are_no_backbones(models, tmp_path):
     with pytest.raises(DataError, match="is a detector; give it as --detector"):
         Backbone(str(models / "yolos"), 64, CPU)

@@ -172,6 +172,46 @@ def test_scene_graphs_by_id(tmp_path, images, shuffled):
         assert labels == by_file[record["file_name"].decode()].labels
 
 
+def test_graphs_are_not_found_by_row(tmp_path, images):
+    for number, image in enumerate(images):
+        image.image_id = 2 * number
+    layouts.write_tsv(tmp_path / "all.tsv", images)
+    layouts.write_karpathy(tmp_path / "dataset.json", images)
+    (tmp_path / "graphs.jsonl").write_text('{"id": 4, "relations": [[0, "on", 1, 0.5]]}')
+    words = ("--captions", tmp_path / "dataset.json", "--scene-graphs", tmp_path / "graphs.jsonl")
+    data = build_into(tmp_path, "bottom-up", tmp_path / "all.tsv", *words)
+    graphed = [
+        int(record["image_id"])
+        for split in ("train", "dev", "test")
+        for record in records(data, "tiny", split)
+        if len(record["relations"])
+    ]
+    assert graphed == [4]
+
+
+def test_graphs_of_other_images_are_refused(tmp_path, images, capsys):
+    layouts.write_tsv(tmp_path / "all.tsv", images)
+    layouts.write_karpathy(tmp_path / "dataset.json", images)
+    (tmp_path / "graphs.jsonl").write_text('{"id": "nobody", "relations": []}')
+    words = ("--captions", tmp_path / "dataset.json", "--scene-graphs", tmp_path / "graphs.jsonl")
+    run("bottom-up", tmp_path / "all.tsv", *words, "--name", "tiny", expect=2)
+    assert "none of the 1 scene graphs is of an image with captions" in capsys.readouterr().err
+
+
+def test_two_images_never_read_one_file(tmp_path, images, capsys):
+    layouts.write_folders(tmp_path / "f", images, name=lambda row, image: row)
+    for name in ("a", "b"):
+        own = [image for image in images if (image.split == "test") == (name == "b")]
+        layouts.write_csv(tmp_path / f"{name}.csv", own, splits=False, ids=False)
+    captions = [f"train={tmp_path / 'a.csv'}", f"test={tmp_path / 'b.csv'}"]
+    words = ["folders", tmp_path / "f", "--captions", *captions, "--name", "tiny"]
+    run(*words, expect=2)
+    assert "would both get the features called 0; choose other --names" in capsys.readouterr().err
+    layouts.write_sizes(tmp_path / "sizes.pkl", images)
+    run(*words, "--sizes", tmp_path / "sizes.pkl", expect=2)
+    assert "--sizes go by the rows of one caption file" in capsys.readouterr().err
+
+
 def test_objects_that_are_no_regions_take_their_relations_along(tmp_path, images):
     layouts.write_tsv(tmp_path / "all.tsv", images)
     layouts.write_karpathy(tmp_path / "dataset.json", images)

@@ -260,6 +260,29 @@ def test_boxes_in_0_to_1_need_no_sizes(directory):
     np.testing.assert_array_equal([record["boxes"] for record in records], boxes)
 
 
+def test_repeated_rows_are_found_where_the_first_is_not_a_number(tmp_path):
+    write_split(tmp_path, repeated=True)
+    edit_array("ims", put((slice(0, CAPTIONS), 0, 0), np.nan))(tmp_path)
+    source = ScanPrecomp(tmp_path)
+    assert len(source.contents("train").image_ids) == IMAGES
+    with pytest.raises(DataError, match="row 0, region 0: feature value nan"):
+        source.read("train", 0)
+    assert source.read("train", 1)["file_name"] == "1.jpg"
+
+
+@pytest.mark.parametrize(("highest", "well"), [(1.0000001, True), (1.5, False)])
+def test_boxes_that_are_nearly_in_0_to_1(directory, highest, well):
+    boxes = np.load(directory / "train_boxes.npy") / np.array([100, 80, 100, 80], np.float32)
+    boxes[0, 0, 2] = highest
+    np.save(directory / "train_boxes.npy", boxes)
+    if well:
+        found = ScanPrecomp(directory).read("train", 1)["boxes"]
+        np.testing.assert_array_equal(found, boxes[1])
+    else:
+        with pytest.raises(DataError, match="goes up to 1.5: that is neither 0..1 nor pixels"):
+            ScanPrecomp(directory).read("train", 1)
+
+
 def test_rows_repeated_only_in_part_are_refused(tmp_path):
     write_split(tmp_path, repeated=True)
     edit_array("ims", put((12, 0, 0), 99))(tmp_path)

@@ -23,6 +23,7 @@ from data_pipeline.file_checks import check_file_name, open_array
 
 # The most that a compressed file may hold; a small file of zeros would never end.
 _MOST_BYTES = 2**34
+_DEEPEST = 50
 _VSEPP_SPLITS = ("train", "restval", "dev", "test")
 
 
@@ -110,6 +111,10 @@ def _check(path: Path, split: str, items: Sequence[Item]) -> None:
         where = f"{path}, split {split}, image {item.image_id}"
         if seen.setdefault(item.image_id, item.row) != item.row:
             raise DataError(f"{where} is listed twice; remove one of the two")
+        if not 0 <= item.image_id < 2**31:
+            raise DataError(f"{where}: ids are 0 .. 2^31 - 1; renumber the images")
+        if item.size and not all(0 < side < 2**31 for side in item.size):
+            raise DataError(f"{where} has size {item.size}; correct it")
         if not item.captions:
             raise DataError(f"{where} has no caption; give it one, or leave it out")
         for number, caption in enumerate(item.captions):
@@ -170,6 +175,7 @@ def _guarded(read: Callable[..., Splits]) -> Callable[..., Splits]:
 @_guarded
 def _read_json(path: Path, split: str | None) -> Splits:
     """Karpathy's JSON if images have sentences, COCO's if there are annotations."""
+    _check_depth(path)
     with _open(path) as stream:
         for prefix, event, _ in ijson.parse(stream):
             if (prefix, event) == ("annotations", "start_array"):
@@ -194,6 +200,16 @@ def _read_json(path: Path, split: str | None) -> Splits:
     return {split: [_coco_item(i, row, captions[i["id"]]) for row, i in enumerate(kept)]}
 
 
+def _check_depth(path: Path) -> None:
+    """DataError for brackets in brackets in brackets, over which a parser takes for ever."""
+    depth = 0
+    with _open(path) as stream:
+        for event, _ in ijson.basic_parse(stream):
+            depth += event.startswith("start_") - event.startswith("end_")
+            if depth > _DEEPEST:
+                raise DataError(f"{path} is nested more than {_DEEPEST} deep; give a caption file")
+
+
 def _read_karpathy(path: Path) -> Splits:
     splits: Splits = {}
     with _open(path) as stream:
@@ -206,8 +222,8 @@ def _read_karpathy(path: Path) -> Splits:
 
 
 def _known_split(name: str) -> str:
-    """Karpathy's "val" is the "dev" of everyone else in this field."""
-    return "dev" if name == "val" else name
+    """What others call "val" is the "dev" of this field."""
+    return "dev" if name in ("val", "valid", "validation") else name
 
 
 def _coco_images(path: Path) -> dict[int, dict[str, Any]]:
@@ -279,7 +295,8 @@ def _read_table(path: Path, split: str | None, held_out: Mapping[str, float]) ->
         found = _captions_of(row)
         if not found:
             raise DataError(f"{path} line {line} ({name}) has no `caption`; write one a line")
-        key = row.get("split") or split or _drawn_split(name, held_out), name
+        named = _known_split(str(row["split"])) if row.get("split") else split
+        key = named or _drawn_split(name, held_out), name
         number = numbers.setdefault(name, len(numbers))
         image_id = int(row["image_id"]) if row.get("image_id") not in (None, "") else number
         if ids.setdefault(key, image_id) != image_id:
@@ -311,9 +328,15 @@ def _drawn_split(name: str, held_out: Mapping[str, float]) -> str:
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    tabs = path.suffix == ".tsv"
+    # In TSV a quotation mark is a sign like any other.
+    form: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {}
     with path.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.DictReader(stream, delimiter="\t" if path.suffix == ".tsv" else ",")
-        columns = reader.fieldnames or []
+        reader = csv.DictReader(stream, strict=True, **form)
+        try:
+            columns = reader.fieldnames or []
+        except csv.Error as error:
+            raise DataError(f"{path} line 1: {error}; it must name the columns") from None
         if "caption" not in columns or not {"image", "file_name"} & set(columns):
             raise DataError(
                 f"{path} has the columns {', '.join(map(str, columns)) or '(none)'}; its first "
@@ -321,6 +344,16 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             )
         try:
             for row in reader:
+                if surplus := row.pop(None, None):
+                    raise DataError(
+                        f"{path} line {reader.line_num} goes on after its last column with "
+                        f"{surplus[0]!r}; put the caption into quotation marks"
+                    )
+                if any("\n" in value for value in row.values() if value):
+                    raise DataError(
+                        f"{path} line {reader.line_num} ends a field that began on an earlier "
+                        "line; close the quotation marks where the caption ends"
+                    )
                 yield reader.line_num, row
         except csv.Error as error:
             raise DataError(f"{path} line {reader.line_num}: {error}; quote the field") from None

@@ -54,10 +54,11 @@ class FeatureStore(Protocol):
 
 
 class BottomUpTsv:
-    """Tab separated: image_id, image_w, image_h, num_boxes, and in base64 float32 [n, 4] pixel
+    """TSV files of bottom-up attention, an image a line.
 
-    boxes and float32 [n, F] features. Lines are found by one pass at the start, which reads all
-    bytes and keeps where each line begins.
+    Columns: image_id, image_w, image_h, num_boxes, and in base64 float32 [n, 4] boxes in pixels and
+    float32 [n, F] features. Lines are found by one pass at the start, which reads all bytes and
+    keeps where each line begins.
     """
 
     labels: Sequence[str] = ()
@@ -110,6 +111,8 @@ class BottomUpTsv:
             )
         except (ValueError, binascii.Error) as error:
             raise DataError(f"{where} is damaged ({error}); extract the image again") from None
+        if not (0 < width < 2**31 and 0 < height < 2**31):
+            raise DataError(f"{where} is of an image of {width} x {height}; correct the line")
         if count < 1 or len(boxes) != 4 * count or len(features) == 0 or len(features) % count:
             raise DataError(
                 f"{where} announces {count} boxes and has {len(boxes)} coordinates and "

@@ -14,6 +14,7 @@ from data_pipeline.sources.scene_graphs import Graph, SceneGraphs
 from data_pipeline.sources.source import Contents
 
 KINDS = ("id", "row", "file", "stem")
+_GRAPH_NAMES = ("id", "file", "stem")
 
 
 class JoinedSource:
@@ -48,6 +49,7 @@ class JoinedSource:
         self._sizes = sizes
         self._names = set(store.names())
         self.kind = kind or _find_kind(self._all_items(), self._names)
+        self._check_names()
         self._predicate_ids = {name: i for i, name in enumerate(self.predicates)}
         self._label_ids = {name: i for i, name in enumerate(self.labels)}
 
@@ -83,11 +85,6 @@ class JoinedSource:
         """Names in the feature store that no caption file speaks of."""
         return self._names - {item.names()[self.kind] for item in self._all_items()}
 
-    def missing(self, split: str) -> list[str]:
-        """Names of images that have captions and no features."""
-        names = (item.names()[self.kind] for item in self._items[split])
-        return [name for name in names if name not in self._names]
-
     def read(self, split: str, index: int) -> dict[str, Any]:
         item = self._items[split][index]
         where = f"{self.name}, split {split}, image {item.names()[self.kind]}"
@@ -114,6 +111,27 @@ class JoinedSource:
             "links": np.zeros((0, 4), np.int32),
         }
 
+    def _check_names(self) -> None:
+        """DataError where two images would read the same features, or no image has its graph."""
+        owners: dict[str, str] = {}
+        graphs = 0
+        for item in self._all_items():
+            names = item.names()
+            name = names[self.kind]
+            owner = item.file_name or str(item.image_id)
+            if owners.setdefault(name, owner) != owner:
+                raise DataError(
+                    f"{owners[name]} and {owner} would both get the features called "
+                    f"{name}; choose other --names, or give captions of one file"
+                )
+            if self._graphs is not None:
+                graphs += any(names[kind] in self._graphs for kind in _GRAPH_NAMES)
+        if self._graphs is not None and not graphs:
+            raise DataError(
+                f"none of the {len(self._graphs)} scene graphs is of an image with captions, "
+                "neither by id nor by file name; give the graphs of these images"
+            )
+
     def _all_items(self) -> Iterable[Item]:
         return (item for items in self._items.values() for item in items)
 
@@ -137,8 +155,9 @@ class JoinedSource:
 
     def _graph(self, item: Item, found: Regions) -> Graph:
         if self._graphs is not None:
-            for name in item.names().values():
-                if name in self._graphs:
+            # By its row an image could get the graph of one whose id that number is.
+            for kind in _GRAPH_NAMES:
+                if (name := item.names()[kind]) in self._graphs:
                     return self._graphs.read(name, found.boxes, len(found.features))
         return Graph([], [])
 

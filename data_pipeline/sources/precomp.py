@@ -22,6 +22,7 @@ from data_pipeline.inert_pickle import read_object_array
 from data_pipeline.sources.source import Contents
 
 _REPEATS = 5  # SCAN's dev and test files hold every image row five times, once a caption.
+_ROUNDED = 1.001
 _USUAL_ORDER = ("train", "dev", "val", "test")
 
 
@@ -55,7 +56,7 @@ class ScanPrecomp:
     def __init__(
         self, directory: str | Path, splits: Sequence[str] | None = None, name: str | None = None
     ) -> None:
-        """Opens the feature files and checks their shapes; everything else is read by `examples`.
+        """Opens the feature files and checks their shapes; everything else is read when asked for.
 
         Args:
             directory: see above.
@@ -156,7 +157,10 @@ class ScanPrecomp:
     def _step(self, split: str) -> int:
         """Rows an image has: 5 where the first five are the same, which `examples` verifies."""
         rows = self._features[split]
-        repeated = len(rows) % _REPEATS == 0 and (rows[:_REPEATS] == rows[0]).all()
+        # Of bytes: a NaN, which is told when its row is read, is not equal to itself.
+        head = np.ascontiguousarray(rows[:_REPEATS]).reshape(len(rows[:_REPEATS]), -1)
+        same = len({row.tobytes() for row in head}) == 1
+        repeated = len(rows) % _REPEATS == 0 and same
         return _REPEATS if repeated else 1
 
     def _aligned(self, split: str, values: Any, path: Path) -> Any:
@@ -217,8 +221,13 @@ class ScanPrecomp:
             )
         boxes = self._array(split, endings[0], (self._features[split].shape[1], 4))
         assert boxes is not None
-        # No set of images has boxes of a pixel only.
-        normalised = bool(((boxes >= 0) & (boxes <= 1)).all()) and bool((boxes > 0).any())
+        highest = float(np.nan_to_num(boxes, nan=np.inf).max())
+        # No set of images has boxes of a pixel only; 1 may have been rounded up.
+        normalised = 0 < highest <= _ROUNDED
+        if _ROUNDED < highest <= 2:
+            raise DataError(
+                f"{path} goes up to {highest:.4g}: that is neither 0..1 nor pixels; correct it"
+            )
         if not normalised and self._sizes(split) is None:
             raise DataError(
                 f"{path} has no {split}_img_sizes.npy beside it, without which pixels mean "

@@ -24,7 +24,7 @@ def read_sizes(path: Path) -> list[tuple[int, int]]:
     except (TypeError, ValueError, OverflowError, RecursionError):
         raise DataError(f"{path} is no list of [width, height]; write it again") from None
     for row, (width, height) in enumerate(found):
-        if width <= 0 or height <= 0:
+        if not (0 < width < 2**31 and 0 < height < 2**31):
             raise DataError(f"{path} row {row}: {width} x {height} is no image; correct it")
     return found
 
