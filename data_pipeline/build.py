@@ -14,10 +14,12 @@ import argparse
 import functools
 import inspect
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import tensorflow as tf
 import tensorflow_datasets as tfds
 from etils import epath
 
@@ -129,6 +131,18 @@ def summary(builder: tfds.core.DatasetBuilder) -> str:
     return "\n".join(lines)
 
 
+def _number(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text} is no number; give 0 or more")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if (value := _number(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is too few; give 1 or more")
+    return value
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m data_pipeline.build",
@@ -157,7 +171,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.add_argument(
             "--max-bad",
-            type=int,
+            type=_number,
             default=100,
             metavar="N",
             help="with skip: more bad images than this stop it all the same (default: 100)",
@@ -170,7 +184,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.add_argument(
             "--workers",
-            type=int,
+            type=_count,
             default=2,
             metavar="N",
             help="with --beam: processes (default: 2)",
@@ -278,6 +292,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except tf.errors.OpError as error:  # of files
+        print(f"error: {error.message}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; nothing was built", file=sys.stderr)
+        return 128 + signal.SIGINT
     print("next: see what can be trained on it with  python -m xmodal_jax.main --help")
     return 0
 

@@ -21,7 +21,7 @@ def add_caption_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--restval",
         default="train",
-        metavar="SPLIT",
+        choices=("train", "dev", "test", "restval", ""),
         help='where "restval" goes: a split, restval to keep it, or "" (default: train)',
     )
     for split in ("dev", "test"):
@@ -44,6 +44,8 @@ def add_caption_flags(command: argparse.ArgumentParser) -> None:
 def captions_of(args: argparse.Namespace) -> Splits:
     """The captions that those flags ask for."""
     held_out = {"dev": args.dev, "test": args.test}
+    if sum(held_out.values()) >= 1:
+        raise DataError(f"--dev={args.dev} and --test={args.test} leave nothing to train on")
     splits: Splits = {}
     for word in args.captions:
         split, path = word.split("=", 1) if "=" in word else (None, word)

@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import importlib.util
 import json
-import re
 import shlex
 import signal
 import sys
@@ -27,6 +26,7 @@ import PIL
 from data_pipeline.caption_flags import add_caption_flags, captions_of
 from data_pipeline.errors import DataError
 from data_pipeline.extraction import BAD_IMAGES, Budget, Parts, alone, extract, remove_features
+from data_pipeline.file_checks import check_name
 from data_pipeline.image_files import Search, find_images
 from data_pipeline.sources.captions import Splits
 from data_pipeline.sources.extracted import ExtractedFeatures, extracted_source
@@ -145,7 +145,10 @@ def _search(directory: Path, captions: Splits) -> Search:
 
 
 def _run(args: argparse.Namespace) -> None:
+    check_name(args.name, "--name")
     captions = captions_of(args)
+    for split in captions:
+        check_name(split, "split")  # now, and not when all is extracted
     search = _search(args.images, captions)
     directory = Path(args.out) / "extracted" / args.name
     with alone(directory):
@@ -207,7 +210,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("images", type=Path, metavar="IMAGES_DIR", help="where the images are")
     add_caption_flags(parser)
     parser.add_argument("--out", default="data", help="where datasets are (default: data)")
-    parser.add_argument("--name", required=True, type=_name, help="the dataset's name, e.g. mine")
+    parser.add_argument("--name", required=True, help="the dataset's name, e.g. mine")
     parser.add_argument(
         "--overwrite",
         action="store_true",
@@ -254,12 +257,6 @@ def _parser() -> argparse.ArgumentParser:
         help="images in a file, at most; a stop loses the file it is at (default: 256)",
     )
     return parser
-
-
-def _name(text: str) -> str:
-    if not re.fullmatch(r"\w[\w.-]*", text, re.ASCII):
-        raise argparse.ArgumentTypeError(f"{text!r} is no name; use letters, digits, _ . and -")
-    return text
 
 
 def _count(text: str) -> int:

@@ -180,3 +180,11 @@ def check_file_name(name: str, where: str) -> None:
         raise DataError(
             f"{where}: file name {name!r} leads out of its directory; give one relative to it"
         )
+
+
+def check_name(name: str, what: str) -> None:
+    """DataError for a name that is no part of a path or that TFDS can't read."""
+    if not re.fullmatch(r"[A-Za-z0-9_]+([.-][A-Za-z0-9_]+)*", name):
+        raise DataError(
+            f"{what} {name!r} is no name; use letters, digits and underscores, such as train"
+        )

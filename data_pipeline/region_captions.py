@@ -21,7 +21,8 @@ from etils import epath
 from tqdm import tqdm
 
 from data_pipeline.errors import DataError
-from data_pipeline.shards import BadRecords, Shard, Written, check_name, plan_shards, write_shard
+from data_pipeline.file_checks import check_name
+from data_pipeline.shards import BadRecords, Shard, Written, plan_shards, write_shard
 from data_pipeline.sources.source import Source
 from data_pipeline.split_statistics import Statistics
 from data_pipeline.staging import publish, staging

@@ -6,7 +6,6 @@ them in turn and many workers that write them side by side (`beam_build.py`) mak
 
 import dataclasses
 import os
-import re
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,6 +17,7 @@ from tensorflow_datasets.core import example_serializer
 from tensorflow_datasets.core.utils import shard_utils
 
 from data_pipeline.errors import DataError
+from data_pipeline.file_checks import check_name
 from data_pipeline.records import check_contents, check_record
 from data_pipeline.sources.source import Source, numbered
 from data_pipeline.split_statistics import Statistics
@@ -107,14 +107,6 @@ def plan_shards(source: Source, features: tfds.features.FeaturesDict) -> list[Sh
     if not shards:
         raise DataError(f"{source.name!r} has no images in {', '.join(source.splits())}")
     return shards
-
-
-def check_name(name: str, what: str) -> None:
-    """DataError for a name that is no part of a path or that TFDS can't read."""
-    if not re.fullmatch(r"[A-Za-z0-9_]+([.-][A-Za-z0-9_]+)*", name):
-        raise DataError(
-            f"{what} {name!r} is no name; use letters, digits and underscores, such as train"
-        )
 
 
 def _record_bytes(

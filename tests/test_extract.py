@@ -747,7 +747,6 @@ def test_what_is_missing_is_said_in_one_line(models, ten, capsys, monkeypatch):
     [
         (["--detector", "x", "--grid", "3"], "--grid is without --detector"),
         (["--regions", "3"], "--regions is of the boxes that a --detector finds"),
-        (["--name", "../x"], "is no name"),
         (["--batch-size", "0"], "0 is not positive"),
     ],
 )
@@ -755,6 +754,11 @@ def test_flags_that_do_not_fit(models, tmp_path, capsys, options, message):
     with pytest.raises(SystemExit):
         run(models, tmp_path, *options, grid=None)
     assert message in capsys.readouterr().err
+
+
+def test_odd_names_are_told_before_the_work(models, ten, capsys):
+    assert run(models, ten, "--name", "../x") == 2
+    assert "--name '../x' is no name" in capsys.readouterr().err
 
 
 def test_help_shows_a_captions_file():

@@ -181,6 +181,8 @@ def _read_json(path: Path, split: str | None) -> Splits:
             if (prefix, event) == ("annotations", "start_array"):
                 break
             if prefix == "images.item.sentences":
+                if split is not None:
+                    raise DataError(f"{path} names the splits itself; leave out {split}=")
                 return _read_karpathy(path)
         else:
             raise DataError(
@@ -216,9 +218,16 @@ def _read_karpathy(path: Path) -> Splits:
         for row, image in enumerate(ijson.items(stream, "images.item", use_float=True)):
             sentences = tuple(sentence["raw"].strip() for sentence in image["sentences"])
             image_id = image.get("cocoid", image.get("imgid", row))
-            item = Item(int(image_id), row, str(image.get("filename", "")), sentences)
+            item = Item(_as_id(image_id), row, str(image.get("filename", "")), sentences)
             splits.setdefault(_known_split(image["split"]), []).append(item)
     return splits
+
+
+def _as_id(value: Any) -> int:
+    """An id, which may be written as text; half an image is none."""
+    if isinstance(value, float | bool):
+        raise TypeError(f"id {value} is no integer")
+    return int(value)
 
 
 def _known_split(name: str) -> str:
@@ -227,8 +236,12 @@ def _known_split(name: str) -> str:
 
 
 def _coco_images(path: Path) -> dict[int, dict[str, Any]]:
+    found: dict[int, dict[str, Any]] = {}
     with _open(path) as stream:
-        return {image["id"]: image for image in ijson.items(stream, "images.item", use_float=True)}
+        for image in ijson.items(stream, "images.item", use_float=True):
+            if found.setdefault(_as_id(image["id"]), image) is not image:
+                raise DataError(f"{path} lists image {image['id']} twice; remove one of the two")
+    return found
 
 
 def _coco_annotations(path: Path) -> Iterator[dict[str, Any]]:

@@ -87,7 +87,12 @@ class SceneGraphs:
         return _on_regions(graph, np.asarray(graph["boxes"], np.float32), boxes)
 
     def _parse(self, line: bytes, number: int) -> dict[str, Any]:
-        text = line.decode("utf-8", "replace")
+        try:
+            text = line.decode("utf-8")
+        except UnicodeDecodeError:
+            raise DataError(
+                f"{self._path} line {number} is not UTF-8; convert the file, e.g. with iconv"
+            ) from None
         relations = parse_relations(text, self._path, number)
         content = json.loads(text)
         boxes, labels = content.get("boxes") or [], content.get("labels") or []
