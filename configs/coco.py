@@ -19,6 +19,8 @@ def get_config(variant: str = "teran") -> ml_collections.ConfigDict:
     config = common.get_config()
     config.data.name = "coco"
     models.apply(config, variant, CAPTIONS)
+    # Of batches of 40 and 128, 77 % and 43 % fit into the first, 98 % and more into the last one.
+    config.data.token_widths = (24, 32, 48)
     if variant.startswith("scan"):
         models.recipe(config, CAPTIONS, learning_rate=5e-4, epochs=20, decay_epoch=10)
     if variant in ("saf", "sgr"):

@@ -25,6 +25,8 @@ def get_config() -> ml_collections.ConfigDict:
     data.min_word_count = 1  # for "words": rarer words of the training captions are unknown
     data.max_regions = 36  # regions an image is padded or cut to
     data.max_tokens = 32  # tokens a caption is padded or cut to, [CLS] and [SEP] included
+    # Smaller widths for batches whose captions all fit; each one met compiles the step once more.
+    data.token_widths = ()
     data.max_relations = 0  # most confident relations of an image, for a model with scene graphs
     data.shuffle_buffer = 4096  # records
 

@@ -17,6 +17,8 @@ def get_config(variant: str = "teran") -> ml_collections.ConfigDict:
     config = common.get_config()
     config.data.name = "flickr30k"
     models.apply(config, variant, CAPTIONS)
+    # Of batches of 30 and 128, 60 % and 11 % fit into the first, 97 % and 86 % into the last one.
+    config.data.token_widths = (32, 40, 48)
     if config.model.name == "teran":
         models.recipe(
             config, CAPTIONS, batch_size=30, learning_rate=1e-5, epochs=30, decay_epoch=20

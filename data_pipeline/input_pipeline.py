@@ -22,7 +22,7 @@ sorted by descending confidence, then padding, which is 0 wherever the mask is F
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import absl.logging
@@ -93,6 +93,7 @@ def train_batches(
     process_count: int = 1,
     shuffle_buffer: int = 4096,
     max_relations: int = 0,
+    token_widths: Sequence[int] = (),
 ) -> Iterator[Batch]:
     """Endless training batches, one caption drawn an image; a function of the arguments alone.
 
@@ -108,7 +109,13 @@ def train_batches(
             that a global batch has the same images however many processes share it.
         shuffle_buffer: records, still serialized, among which the next one is drawn.
         max_relations: E; 0 for batches without relations.
+        token_widths: smaller widths of tokens. A batch gets the smallest one, max_tokens among
+            them, that holds its longest caption. With several processes it is always max_tokens:
+            a process knows only its own rows, and all of them must have one width.
     """
+    widths = _checked_widths(token_widths, max_tokens)
+    if process_count > 1:
+        widths = (max_tokens,)
     steps = steps_per_epoch(builder, split, batch_size)
     if batch_size % process_count:
         raise DataError(
@@ -127,7 +134,7 @@ def train_batches(
             records = records.shard(process_count, process_index)
             batches = _parsed(records, batch_size // process_count, parse)
             for batch in _guarded(batches, builder, split):
-                batch, cut = _with_drawn_caption(batch, tokenizer, max_tokens, seed, epoch)
+                batch, cut = _with_drawn_caption(batch, tokenizer, widths, seed, epoch)
                 truncated += cut
                 yield batch
             _report_truncated(truncated, f"a pass over {split!r}", max_tokens)
@@ -247,17 +254,30 @@ def _guarded(
         raise DataError(damage) from None
 
 
+def _checked_widths(token_widths: Sequence[int], max_tokens: int) -> tuple[int, ...]:
+    """All widths that a batch's tokens may have, ascending; the last one is max_tokens."""
+    for width in token_widths:
+        if not 3 <= width <= max_tokens:
+            raise DataError(
+                f"token_widths={tuple(token_widths)} has {width}, which is not in 3 .. {max_tokens}"
+                ", the room for a word and max_tokens; leave it out or change max_tokens"
+            )
+    return tuple(sorted({*token_widths, max_tokens}))
+
+
 def _with_drawn_caption(
-    batch: dict[str, Any], tokenizer: Tokenizer, max_tokens: int, seed: int, epoch: int
+    batch: dict[str, Any], tokenizer: Tokenizer, widths: tuple[int, ...], seed: int, epoch: int
 ) -> tuple[Batch, int]:
     """The batch with one caption an image, tokenised, and how many captions were cut."""
     captions, counts = batch.pop("captions"), batch.pop("caption_count")
     drawn = drawn_captions(batch["image_id"], counts, seed=seed, epoch=epoch)
     firsts = np.cumsum(counts) - counts
-    encoded = tokenizer.encode(_texts(captions[firsts + drawn]), max_tokens)
+    encoded = tokenizer.encode(_texts(captions[firsts + drawn]), widths[-1])
+    longest = encoded.mask.sum(axis=1).max()
+    width = next(width for width in widths if width >= longest)
     batch |= {
-        "tokens": encoded.ids,
-        "token_mask": encoded.mask,
+        "tokens": encoded.ids[:, :width],
+        "token_mask": encoded.mask[:, :width],
         "caption_id": batch.pop("first_caption") + drawn,
         "mask": np.ones(len(drawn), bool),
     }

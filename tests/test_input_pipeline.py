@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from data_pipeline import input_pipeline, region_captions
+from data_pipeline import input_pipeline
 from data_pipeline.errors import DataError
 from data_pipeline.input_pipeline import (
     caption_batches,
@@ -91,6 +91,18 @@ class Unsorted(Uneven):
     def graph(self, rng, index, regions):
         graph = super().graph(rng, index, regions)
         return graph | {"relation_scores": rng.permutation(graph["relation_scores"])}
+
+
+class Wordy(Uneven):
+    """The same with captions of 1 to 9 words, mostly of few."""
+
+    name = "wordy"
+
+    def read(self, split, index):
+        record = super().read(split, index)
+        lengths = [9 if index % 20 == 7 else 1 + (index + k) % 4 for k in range(1 + index % 4)]
+        captions = [" ".join(["word"] * words) for words in lengths]
+        return record | {"captions": captions, "links": np.zeros((0, 4), np.int32)}
 
 
 @pytest.fixture(scope="module")
@@ -280,7 +292,7 @@ def test_unsorted_relations_are_refused_and_where_stored_still_cut_right(tmp_pat
     with pytest.raises(DataError, match="sort relations and relation_scores by descending"):
         build_dataset(Unsorted(), tmp_path)
     # As datasets were built before sources had to sort.
-    monkeypatch.setattr(region_captions, "check_relations", lambda *_: None)
+    monkeypatch.setattr("data_pipeline.records.check_relations", lambda *_: None)
     build_dataset(Unsorted(), tmp_path)
     builder = open_dataset(tmp_path, "unsorted")
     records = stored_records(builder)
@@ -484,3 +496,56 @@ def test_truncated_captions_are_counted_and_said_once(builder, caplog, monkeypat
     assert said == [
         f"{captions} captions in 'test' are longer than max_tokens=5 and lose their end"
     ]
+
+
+@pytest.fixture(scope="module")
+def wordy(tmp_path_factory):
+    """Keyword arguments to read Wordy, in batches of 4."""
+    directory = tmp_path_factory.mktemp("wordy")
+    build_dataset(Wordy(), directory)
+    return {
+        **{"builder": open_dataset(directory, "wordy"), "tokenizer": WordTokenizer(["word"])},
+        **{"split": "train", "batch_size": 4, "seed": 3, "start_step": 0, "shuffle_buffer": 10},
+        **{"max_regions": REGIONS, "max_tokens": 10},
+    }
+
+
+def test_a_batch_is_as_wide_as_its_longest_caption_needs(wordy):
+    lengths = {
+        (int(record["image_id"]), number): len(caption.split())
+        for record in examples(Wordy(), "train")
+        for number, caption in enumerate(record["captions"])
+    }
+    stored = wordy["builder"].as_dataset(split="train").as_numpy_iterator()
+    firsts = {int(r["image_id"]): int(r["first_caption"]) for r in stored}
+    widths = []
+    narrow = itertools.islice(train_batches(**wordy, token_widths=(7, 5)), 20)
+    for batch, full in zip(narrow, train_batches(**wordy), strict=False):
+        ids = batch["image_id"].tolist()
+        numbers = [int(c) - firsts[i] for c, i in zip(batch["caption_id"], ids, strict=True)]
+        words = max(lengths[pair] for pair in zip(ids, numbers, strict=True))
+        # Nine words and two special tokens are cut to the ten of max_tokens.
+        width = 5 if words <= 3 else 7 if words <= 5 else 10
+        assert full["tokens"].shape == (4, 10) and not full["token_mask"][:, width:].any()
+        cut = {name: full[name][:, :width] for name in ("tokens", "token_mask")}
+        assert_same([batch], [full | cut])
+        widths.append(width)
+    assert set(widths) == {5, 7, 10}
+
+
+def test_widths_follow_from_the_batch_alone(wordy):
+    read = lambda count, **more: list(itertools.islice(train_batches(**(wordy | more)), count))
+    whole = read(25, token_widths=(5, 7))
+    for start in (1, 13, 24):
+        assert_same(read(25 - start, token_widths=(5, 7), start_step=start), whole[start:])
+    assert_same(read(25, token_widths=(5, 7, 10)), whole)
+    # A process can't know the captions of the others, and must have the same width.
+    for process in (0, 1):
+        parts = {"process_index": process, "process_count": 2}
+        assert_same(read(25, token_widths=(5, 7), **parts), read(25, **parts))
+
+
+@pytest.mark.parametrize("width", [2, 11])
+def test_impossible_widths_are_refused(wordy, width):
+    with pytest.raises(DataError, match=rf"\({width},\) has {width}, which is not in 3 .. 10"):
+        train_batches(**wordy, token_widths=(width,))

@@ -25,13 +25,13 @@ class RunRecord:
         self._earlier = self._before.get("train_seconds") if start_step else 0.0
         self._began = time.perf_counter()
 
-    def write(self, steps: int) -> None:
-        """Records the run as it is after `steps` updates."""
+    def write(self, steps: int, **found: Any) -> None:
+        """Records the run as it is after `steps` updates, and what was found in this part of it."""
         if steps == self._start_step == self._before.get("steps"):
             return  # nothing was trained in this part
         here = time.perf_counter() - self._began
         seconds = None if self._earlier is None else round(self._earlier + here, 3)
-        content = {**self._facts, "steps": steps, "train_seconds": seconds}
+        content = {**self._facts, "steps": steps, "train_seconds": seconds, **found}
         write_json(self._path, content)
 
 

@@ -97,6 +97,7 @@ def _batches(experiment: Experiment, start: int) -> Iterator[dict[str, np.ndarra
         start_step=start,
         max_regions=config.data.max_regions,
         max_tokens=config.data.max_tokens,
+        token_widths=config.data.token_widths,
         max_relations=config.data.max_relations,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
@@ -131,7 +132,8 @@ class Loop:
         self._pending: tuple[int, np.ndarray, Metrics] | None = None
         self._collapse = CollapseWatch(collapse_level(config.loss, config.train.batch_size))
         self._best_rsum = checkpointer.best[1]
-        self._clock = (time.perf_counter(), start)
+        self._start_clock(start)
+        self._shapes: set[tuple[tuple[int, ...], ...]] = set()  # of the batches so far
 
     def run(self, state: TrainState, stop: StopSignal) -> None:
         """Runs until the last step or a stop signal; the state is saved at its end."""
@@ -144,7 +146,7 @@ class Loop:
             dynamic_ncols=True,
         ) as bar:
             while self.step < self.config.steps and not stop:
-                batch = next(batches)
+                batch = self._next(batches, bar)
                 inputs = partitioning.put_batch(batch, self.experiment.mesh)
                 state, metrics = self.train_step(state, inputs)
                 self._check_pending(bar)
@@ -159,6 +161,17 @@ class Loop:
                     self._save(state)
             self._check_pending(bar)
         self._save(state)
+
+    def _next(self, batches: Iterator[dict[str, np.ndarray]], bar: tqdm) -> dict[str, np.ndarray]:
+        """The next batch; tells if the step is compiled for it, as it is for every new shape."""
+        began = time.perf_counter()
+        batch = next(batches)
+        self._waited += time.perf_counter() - began
+        shapes = tuple(batch[name].shape for name in sorted(batch))
+        if shapes not in self._shapes:
+            self._shapes.add(shapes)
+            bar.write(f"compiling the step for captions of {batch['tokens'].shape[1]} tokens")
+        return batch
 
     def _is_due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.config.steps
@@ -187,9 +200,13 @@ class Loop:
 
     def _write_speed(self, step: int) -> None:
         before, then = self._clock
-        self._clock = (time.perf_counter(), step)
-        seconds = max(self._clock[0] - before, 1e-9)
-        self.writer.write_timing(step, {"steps_per_second": (step - then) / seconds})
+        seconds = max(time.perf_counter() - before, 1e-9)
+        speed = {"steps_per_second": (step - then) / seconds, "data_wait": self._waited / seconds}
+        self.writer.write_timing(step, speed)
+        self._start_clock(step)
+
+    def _start_clock(self, step: int) -> None:
+        self._clock, self._waited = (time.perf_counter(), step), 0.0
 
     def _evaluate(self, state: TrainState, bar: tqdm) -> None:
         found = {k: v for e in self.evaluators for k, v in e.run(state.params)}
@@ -201,10 +218,10 @@ class Loop:
         if rsum > self._best_rsum:
             self._best_rsum = rsum
             self.checkpointer.save_best(self.step, state.params, rsum)
-        self._clock = (time.perf_counter(), self.step)
+        self._start_clock(self.step)
 
     def _save(self, state: TrainState) -> None:
         # The log comes first: a checkpoint never knows more steps than the log.
         self.writer.sync()
         self.checkpointer.save(self.step, state)
-        self.record.write(self.step)
+        self.record.write(self.step, compiled_steps=len(self._shapes))
