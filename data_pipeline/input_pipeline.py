@@ -109,9 +109,9 @@ def train_batches(
             that a global batch has the same images however many processes share it.
         shuffle_buffer: records, still serialized, among which the next one is drawn.
         max_relations: E; 0 for batches without relations.
-        token_widths: smaller widths of tokens. A batch gets the smallest one, max_tokens among
-            them, that holds its longest caption. With several processes it is always max_tokens:
-            a process knows only its own rows, and all of them must have one width.
+        token_widths: smaller widths of tokens; larger ones do not count. A batch gets the smallest
+            one, max_tokens among them, that holds its longest caption. With several processes it
+            is always max_tokens: a process knows only its own rows, and all must have one width.
     """
     widths = _checked_widths(token_widths, max_tokens)
     if process_count > 1:
@@ -257,12 +257,12 @@ def _guarded(
 def _checked_widths(token_widths: Sequence[int], max_tokens: int) -> tuple[int, ...]:
     """All widths that a batch's tokens may have, ascending; the last one is max_tokens."""
     for width in token_widths:
-        if not 3 <= width <= max_tokens:
+        if width < 3:
             raise DataError(
-                f"token_widths={tuple(token_widths)} has {width}, which is not in 3 .. {max_tokens}"
-                ", the room for a word and max_tokens; leave it out or change max_tokens"
+                f"token_widths={tuple(token_widths)} has {width}, which leaves no room for a word "
+                "between [CLS] and [SEP]; use 3 or more"
             )
-    return tuple(sorted({*token_widths, max_tokens}))
+    return tuple(sorted({*(w for w in token_widths if w < max_tokens), max_tokens}))
 
 
 def _with_drawn_caption(
