@@ -1,9 +1,9 @@
 """Batches of numpy arrays from a dataset: endless shuffled ones to train, ordered ones to evaluate.
 
 The position in the training stream is (seed, epoch, step) and nothing else: whoever starts at step
-k gets what an uninterrupted run gets from step k on. Records stay serialized until they are in
-their batch; arrays are cut or padded to the batch's shape while they are decoded, captions are
-tokenised in Python. Keys of a batch, with B rows, R regions of width F, W tokens:
+k gets what an uninterrupted run gets from step k on. tf.data reads and shuffles serialized records,
+`decoding` copies their arrays into the batch, and a thread makes a batch while the one before it is
+used. Keys of a batch, with B rows, R regions of width F, W tokens:
 
     regions        f16 [B, R, F]   zero padded        tokens       i32 [B, W]
     boxes          f32 [B, R, 4]   in 0..1            token_mask   bool [B, W]
@@ -22,7 +22,9 @@ sorted by descending confidence, then padding, which is 0 wherever the mask is F
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import Any, NamedTuple
 
 import absl.logging
@@ -30,7 +32,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from data_pipeline.decoding import Fields, caption_fields, make_parser
+from data_pipeline.decoding import Record, batch_images, make_decoder
 from data_pipeline.errors import DataError
 from data_pipeline.region_captions import find_damage, split_info
 from data_pipeline.tokenizer import Tokenizer
@@ -41,7 +43,7 @@ _IMAGE_FIELDS = ("image_id", "regions", "boxes", "object_labels")
 _RELATION_FIELDS = ("relations", "relation_scores")
 _CAPTION_FIELDS = ("image_id", "first_caption", "captions")
 _OPEN_FILES = 8  # Shards read in turn. Fixed: the order of the records depends on it.
-_CAPTION_RECORDS = 256  # Records parsed at a time where only captions are wanted.
+_CHUNK = 4  # Records handed over by tf.data at a time: few enough to stay in a processor's cache.
 
 
 class Links(NamedTuple):
@@ -122,25 +124,25 @@ def train_batches(
             f"batch_size={batch_size} is not divisible by the {process_count} processes; use "
             f"{batch_size // process_count * process_count or process_count}"
         )
-    parse = _image_parser(builder, max_regions, max_relations, _CAPTION_FIELDS)
+    decode = make_decoder(builder, (*_image_fields(max_relations), *_CAPTION_FIELDS))
 
     def epochs() -> Iterator[Batch]:
         epoch, first = divmod(start_step, steps)
         while True:
             truncated = 0
             records = _shuffled(builder, split, seed, epoch, shuffle_buffer)
-            # Skipped before parsing: a record costs some 50 microseconds.
             records = records.take(steps * batch_size).skip(first * batch_size)
             records = records.shard(process_count, process_index)
-            batches = _parsed(records, batch_size // process_count, parse)
-            for batch in _guarded(batches, builder, split):
+            decoded = map(decode, _read(records, builder, split))
+            rows = batch_size // process_count
+            for batch in batch_images(decoded, rows, max_regions, max_relations):
                 batch, cut = _with_drawn_caption(batch, tokenizer, widths, seed, epoch)
                 truncated += cut
                 yield batch
             _report_truncated(truncated, f"a pass over {split!r}", max_tokens)
             epoch, first = epoch + 1, 0
 
-    return epochs()
+    return _ahead(epochs())
 
 
 def image_batches(
@@ -155,9 +157,8 @@ def image_batches(
 
     The last batch is filled up with copies of its last image, whose mask is False.
     """
-    parse = _image_parser(builder, max_regions, max_relations)
-    batches = _parsed(_in_order(builder, split), batch_size, parse)
-    return (_filled(batch, batch_size) for batch in _guarded(batches, builder, split))
+    records = _in_order(builder, split, _image_fields(max_relations))
+    return _ahead(batch_images(records, batch_size, max_regions, max_relations))
 
 
 def caption_batches(
@@ -173,14 +174,18 @@ def caption_batches(
     caption_number i64 [B], which of its image's captions it is, and offsets i32 [B, W, 2], the
     characters of every token. Filled up like `image_batches`.
     """
-    parse = make_parser(builder.info.features, _CAPTION_FIELDS)
-    captions = _parsed(
-        _in_order(builder, split), _CAPTION_RECORDS, lambda x: caption_fields(parse(x))
+    rows = (
+        (record["image_id"], record["first_caption"] + number, number, caption.decode("utf-8"))
+        for record in _in_order(builder, split, _CAPTION_FIELDS)
+        for number, caption in enumerate(record["captions"])
     )
     truncated = 0
-    for batch in _guarded(captions.rebatch(batch_size), builder, split):
-        encoded = tokenizer.encode(_texts(batch.pop("captions")), max_tokens)
+    while group := list(islice(rows, batch_size)):
+        *numbers, captions = zip(*group, strict=True)
+        encoded = tokenizer.encode(captions, max_tokens)
         truncated += encoded.truncated
+        names = ("image_id", "caption_id", "caption_number")
+        batch = dict(zip(names, np.array(numbers, np.int64), strict=True))
         batch |= {"tokens": encoded.ids, "token_mask": encoded.mask, "offsets": encoded.offsets}
         yield _filled(batch, batch_size)
     _report_truncated(truncated, repr(split), max_tokens)
@@ -188,32 +193,31 @@ def caption_batches(
 
 def links(builder: tfds.core.DatasetBuilder, split: str) -> Links:
     """The known word-to-region links of a split (none in most datasets), in caption order."""
-    parse = make_parser(builder.info.features, ("first_caption", "links"))
     rows = [np.zeros((0, 4), np.int64)]
-    for record in _guarded(_parsed(_in_order(builder, split), 1, parse), builder, split):
-        found = np.frombuffer(record["links"][0], "<i4").reshape(-1, 4).astype(np.int64)
-        found[:, 0] += record["first_caption"][0]
+    for record in _in_order(builder, split, ("first_caption", "links")):
+        found = record["links"].astype(np.int64)
+        found[:, 0] += record["first_caption"]
         rows.append(found)
     table = np.concatenate(rows)
     return Links(*table[np.argsort(table[:, 0], kind="stable")].T)
 
 
-def _image_parser(
-    builder: tfds.core.DatasetBuilder, regions: int, relations: int, more: tuple[str, ...] = ()
-) -> Callable[[tf.Tensor], Fields]:
-    """A parser of images padded to so many regions and relations, and of more fields."""
-    if relations < 0:
-        raise DataError(f"max_relations={relations} is negative; use 0 for none")
-    names = _IMAGE_FIELDS + (_RELATION_FIELDS if relations else ()) + more
-    return make_parser(builder.info.features, names, regions, relations)
+def _image_fields(max_relations: int) -> tuple[str, ...]:
+    """What is read of a record for the image half of a batch."""
+    if max_relations < 0:
+        raise DataError(f"max_relations={max_relations} is negative; use 0 for none")
+    return _IMAGE_FIELDS + (_RELATION_FIELDS if max_relations else ())
 
 
-def _in_order(builder: tfds.core.DatasetBuilder, split: str) -> tf.data.Dataset:
-    """Serialized records in `index` order."""
-    info = split_info(builder, split)
+def _in_order(
+    builder: tfds.core.DatasetBuilder, split: str, names: tuple[str, ...]
+) -> Iterator[Record]:
+    """The named features of all records, in `index` order."""
+    info, decode = split_info(builder, split), make_decoder(builder, names)
     records = tf.data.TFRecordDataset([os.fspath(path) for path in info.filepaths])
     # A file cut between two records would otherwise pass for a smaller dataset.
-    return records.apply(tf.data.experimental.assert_cardinality(info.num_examples))
+    records = records.apply(tf.data.experimental.assert_cardinality(info.num_examples))
+    return map(decode, _read(records, builder, split))
 
 
 def _shuffled(
@@ -228,17 +232,10 @@ def _shuffled(
     return records.shuffle(min(buffer, info.num_examples), seed=int(rng.integers(2**31)))
 
 
-def _parsed(records: tf.data.Dataset, batch_size: int, parse: Any) -> tf.data.Dataset:
-    batches = records.batch(batch_size).map(parse, num_parallel_calls=tf.data.AUTOTUNE)
-    options = tf.data.Options()
-    options.deterministic = True
-    return batches.prefetch(2).with_options(options)
-
-
-def _guarded(
-    batches: tf.data.Dataset, builder: tfds.core.DatasetBuilder, split: str
-) -> Iterator[dict[str, Any]]:
-    """The batches; where a file cannot be read, a DataError that names it."""
+def _read(
+    records: tf.data.Dataset, builder: tfds.core.DatasetBuilder, split: str
+) -> Iterator[bytes]:
+    """The records; where a file cannot be read, a DataError that names it."""
     # Looked up here: a generator still open when Python exits finds no modules any more.
     read_errors = (
         tf.errors.DataLossError,
@@ -246,12 +243,25 @@ def _guarded(
         tf.errors.FailedPreconditionError,  # From assert_cardinality.
     )
     try:
-        yield from batches.as_numpy_iterator()
+        for chunk in records.batch(_CHUNK).prefetch(2).as_numpy_iterator():
+            yield from chunk
     except read_errors:
         damage = find_damage(builder, split)
         if damage is None:
             raise
         raise DataError(damage) from None
+
+
+def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The same batches, each made by a thread while the caller still has the one before it."""
+    thread = ThreadPoolExecutor(1)
+    try:
+        made = thread.submit(next, batches, None)
+        while (batch := made.result()) is not None:
+            made = thread.submit(next, batches, None)
+            yield batch
+    finally:
+        thread.shutdown(wait=False)
 
 
 def _checked_widths(token_widths: Sequence[int], max_tokens: int) -> tuple[int, ...]:
@@ -269,17 +279,17 @@ def _with_drawn_caption(
     batch: dict[str, Any], tokenizer: Tokenizer, widths: tuple[int, ...], seed: int, epoch: int
 ) -> tuple[Batch, int]:
     """The batch with one caption an image, tokenised, and how many captions were cut."""
-    captions, counts = batch.pop("captions"), batch.pop("caption_count")
+    captions = batch.pop("captions")
+    counts = np.array([len(texts) for texts in captions])
     drawn = drawn_captions(batch["image_id"], counts, seed=seed, epoch=epoch)
-    firsts = np.cumsum(counts) - counts
-    encoded = tokenizer.encode(_texts(captions[firsts + drawn]), widths[-1])
+    shown = [texts[k].decode("utf-8") for texts, k in zip(captions, drawn, strict=True)]
+    encoded = tokenizer.encode(shown, widths[-1])
     longest = encoded.mask.sum(axis=1).max()
     width = next(width for width in widths if width >= longest)
     batch |= {
         "tokens": encoded.ids[:, :width],
         "token_mask": encoded.mask[:, :width],
         "caption_id": batch.pop("first_caption") + drawn,
-        "mask": np.ones(len(drawn), bool),
     }
     return batch, encoded.truncated
 
@@ -322,10 +332,6 @@ def _report_truncated(count: int, what: str, max_tokens: int) -> None:
             what,
             max_tokens,
         )
-
-
-def _texts(captions: np.ndarray) -> list[str]:
-    return [caption.decode("utf-8") for caption in captions]
 
 
 def _filled(batch: Batch, batch_size: int) -> Batch:

@@ -3,9 +3,12 @@
 import functools
 import itertools
 import shutil
+import threading
 
 import numpy as np
 import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
 
 from data_pipeline import input_pipeline
 from data_pipeline.errors import DataError
@@ -469,6 +472,114 @@ def test_damaged_files_are_named(data_dir, tmp_path, tokenizer, damage):
         message = str(caught.value)
         assert f"{path} {expected.format(first=first)}" in message
         assert "--overwrite" in message and "\n" not in message
+
+
+def bytes_feature(*values):
+    return tf.train.Feature(bytes_list=tf.train.BytesList(value=values))
+
+
+def float_feature(values):
+    return tf.train.Feature(float_list=tf.train.FloatList(value=values))
+
+
+def int_feature(values):
+    return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
+
+
+# How the arrays of a dataset of other origin may be stored, beside the bytes of our own.
+FOREIGN = tfds.features.FeaturesDict(
+    {
+        "image_id": tfds.features.Scalar(np.int64),
+        "note": tfds.features.Text(),
+        "regions": tfds.features.Tensor(shape=(None, 3), dtype=np.float32),
+        "boxes": tfds.features.Tensor(shape=(None, 4), dtype=np.float64, encoding="bytes"),
+        "object_labels": tfds.features.Tensor(shape=(None,), dtype=np.int64),
+    }
+)
+
+
+def write_foreign(directory, examples):
+    """A dataset of one file; examples: dicts of tf.train.Feature."""
+    path = directory / "foreign-train.tfrecord-00000-of-00001"
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for feature in examples:
+            features = tf.train.Features(feature=feature)
+            writer.write(tf.train.Example(features=features).SerializeToString())
+    split = tfds.core.SplitInfo(
+        name="train",
+        shard_lengths=[len(examples)],
+        num_bytes=path.stat().st_size,
+        filename_template=tfds.core.ShardedFileTemplate(
+            data_dir=directory, dataset_name="foreign", split="train", filetype_suffix="tfrecord"
+        ),
+    )
+    tfds.folder_dataset.write_metadata(
+        data_dir=str(directory), features=FOREIGN, split_infos=[split]
+    )
+    return tfds.builder_from_directory(str(directory))
+
+
+def foreign_example(rng, index, regions):
+    """Arrays, and the same as features."""
+    arrays = {
+        "regions": rng.normal(size=(regions, 3)).astype(np.float32),
+        "boxes": rng.uniform(size=(regions, 4)),
+        "object_labels": rng.integers(-5, 5, size=regions),
+    }
+    return arrays, {
+        "image_id": int_feature([index]),
+        "note": bytes_feature(b"a note"),
+        "regions": float_feature(arrays["regions"].ravel()),
+        "boxes": bytes_feature(arrays["boxes"].tobytes()),
+        "object_labels": int_feature(arrays["object_labels"]),
+        "not described": float_feature([1.0]),
+    }
+
+
+def test_arrays_are_read_as_the_dataset_describes_them(tmp_path):
+    rng = np.random.default_rng(0)
+    pairs = [foreign_example(rng, index, 1 + index % 3) for index in range(5)]
+    foreign = write_foreign(tmp_path, [feature for _, feature in pairs])
+    (batch,) = image_batches(foreign, split="train", batch_size=5, max_regions=2)
+    dtypes = {"regions": np.float32, "boxes": np.float64, "object_labels": np.int64}
+    for name, dtype in dtypes.items():
+        assert batch[name].dtype == dtype
+        for row, (arrays, _) in enumerate(pairs):
+            kept = min(2, len(arrays[name]))
+            np.testing.assert_array_equal(batch[name][row, :kept], arrays[name][:2])
+            assert (batch[name][row, kept:] == (-1 if name == "object_labels" else 0)).all()
+    assert batch["region_mask"].tolist() == [[True, row % 3 > 0] for row in range(5)]
+
+
+def test_records_and_datasets_without_a_feature_are_errors(tmp_path):
+    (_, good) = foreign_example(np.random.default_rng(0), 0, 2)
+    foreign = write_foreign(tmp_path, [good, {k: v for k, v in good.items() if k != "boxes"}])
+    with pytest.raises(DataError) as caught:
+        list(image_batches(foreign, split="train", batch_size=2, max_regions=2))
+    assert f"a record of the dataset in {tmp_path} does not have what" in str(caught.value)
+    with pytest.raises(DataError, match=f"{tmp_path} stores no relations; build it again"):
+        list(image_batches(foreign, split="train", batch_size=2, max_regions=2, max_relations=1))
+
+
+def test_a_batch_is_made_while_the_one_before_it_is_used():
+    begun, used, closed = threading.Event(), threading.Event(), threading.Event()
+
+    def batches():
+        try:
+            yield {"number": 1}
+            begun.set()
+            assert used.wait(60)
+            yield {"number": 2}
+            yield {"number": 3}
+        finally:
+            closed.set()
+
+    ahead = input_pipeline._ahead(batches())
+    assert next(ahead) == {"number": 1}
+    assert begun.wait(60)  # Nobody has asked for the second one.
+    used.set()
+    assert [batch["number"] for batch in ahead] == [2, 3]
+    assert closed.is_set()
 
 
 def test_other_splits_are_still_read(builder):
