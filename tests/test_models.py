@@ -181,6 +181,26 @@ def test_order_of_regions_does_not_matter(variant):
     )
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_bfloat16_computes_near_float32_with_float32_parameters(variant):
+    config, batch, model, params = setting(variant)
+    half = build(tiny_config(variant, **{"model.dtype": "bfloat16"}))
+    weights = np.random.default_rng(3).normal(size=(8, 8)).astype(np.float32)
+
+    def total(params, model):
+        scores = all_scores(model, params, batch)
+        return jnp.sum(weights * scores), scores
+
+    scores = jax.jit(all_scores, static_argnums=0)(model, params, batch)
+    gradients, rough = jax.jit(jax.grad(total, has_aux=True), static_argnums=1)(params, half)
+    assert rough.dtype == jnp.float32
+    error = np.sqrt(np.mean((rough - scores) ** 2))
+    # Eight bits of mantissa, through several layers: 0.6 % to 5.9 % were measured.
+    assert 0 < error < 0.1 * np.std(scores)
+    for path, leaf in jax.tree.leaves_with_path(gradients):
+        assert leaf.dtype == jnp.float32 and np.isfinite(leaf).all(), path
+
+
 def one_device_mesh():
     axes = ("data", "model")
     types = (jax.sharding.AxisType.Auto,) * 2
