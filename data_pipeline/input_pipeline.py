@@ -21,6 +21,7 @@ sorted by descending confidence, then padding, which is 0 wherever the mask is F
 `caption_id` is the running number of a caption in its split, in `index` order, in training too.
 """
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +36,7 @@ import tensorflow_datasets as tfds
 from data_pipeline.decoding import Record, batch_images, make_decoder
 from data_pipeline.errors import DataError
 from data_pipeline.region_captions import find_damage, split_info
+from data_pipeline.streams import only_rows, rows_of_streams, shuffled_streams
 from data_pipeline.tokenizer import Tokenizer
 
 Batch = dict[str, np.ndarray]
@@ -42,7 +44,6 @@ Batch = dict[str, np.ndarray]
 _IMAGE_FIELDS = ("image_id", "regions", "boxes", "object_labels")
 _RELATION_FIELDS = ("relations", "relation_scores")
 _CAPTION_FIELDS = ("image_id", "first_caption", "captions")
-_OPEN_FILES = 8  # Shards read in turn. Fixed: the order of the records depends on it.
 _CHUNK = 4  # Records handed over by tf.data at a time: few enough to stay in a processor's cache.
 
 
@@ -70,7 +71,9 @@ def predicates(builder: tfds.core.DatasetBuilder) -> list[str]:
     return list(builder.info.metadata["predicates"])
 
 
-def steps_per_epoch(builder: tfds.core.DatasetBuilder, split: str, batch_size: int) -> int:
+def steps_per_epoch(
+    builder: tfds.core.DatasetBuilder, split: str, batch_size: int, streams: int = 1
+) -> int:
     """Whole batches in a pass over the split; DataError where there is none."""
     count = num_examples(builder, split)
     if not 1 <= batch_size <= count:
@@ -78,7 +81,12 @@ def steps_per_epoch(builder: tfds.core.DatasetBuilder, split: str, batch_size: i
             f"batch_size={batch_size} does not fit split {split!r} of {builder.info.full_name}, "
             f"which has {count} images; use 1 to {count}"
         )
-    return count // batch_size
+    if not 1 <= streams <= batch_size or batch_size % streams:
+        raise DataError(
+            f"streams={streams} do not divide batch_size={batch_size}; use a divisor, such as "
+            f"{math.gcd(max(streams, 1), batch_size)}"
+        )
+    return count // streams // (batch_size // streams)
 
 
 def train_batches(
@@ -91,8 +99,8 @@ def train_batches(
     start_step: int,
     max_regions: int,
     max_tokens: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: np.ndarray | None = None,
+    streams: int = 1,
     shuffle_buffer: int = 4096,
     max_relations: int = 0,
     token_widths: Sequence[int] = (),
@@ -103,39 +111,45 @@ def train_batches(
     captions shows each of them once.
 
     Args:
-        batch_size: rows of the global batch; this process gets batch_size / process_count of them.
+        batch_size: rows of the global batch.
         start_step: number of batches to skip.
         max_regions: R; images with more regions lose the last ones (the best come first).
         max_tokens: W, special tokens included.
-        process_index, process_count: processes take every process_count-th row of one stream, so
-            that a global batch has the same images however many processes share it.
+        rows: int [n], ascending; the rows of the global batch that are yielded, all if None. A
+            global batch has the same images however many processes share it.
+        streams: independent parts in which an epoch is read, a divisor of batch_size; a process
+            opens the files of those that its rows come from. See `streams.py`.
         shuffle_buffer: records, still serialized, among which the next one is drawn.
         max_relations: E; 0 for batches without relations.
         token_widths: smaller widths of tokens; larger ones do not count. A batch gets the smallest
-            one, max_tokens among them, that holds its longest caption. With several processes it
-            is always max_tokens: a process knows only its own rows, and all must have one width.
+            one, max_tokens among them, that holds its longest caption. With `rows` it is always
+            max_tokens: the captions of the other rows are not known, and all have one width.
     """
     widths = _checked_widths(token_widths, max_tokens)
-    if process_count > 1:
+    if rows is None:
+        rows = np.arange(batch_size)
+    elif len(rows) < batch_size:
         widths = (max_tokens,)
-    steps = steps_per_epoch(builder, split, batch_size)
-    if batch_size % process_count:
-        raise DataError(
-            f"batch_size={batch_size} is not divisible by the {process_count} processes; use "
-            f"{batch_size // process_count * process_count or process_count}"
-        )
+    steps = steps_per_epoch(builder, split, batch_size, streams)
+    shares = rows_of_streams(rows, batch_size, streams)
+    info = split_info(builder, split)
     decode = make_decoder(builder, (*_image_fields(max_relations), *_CAPTION_FIELDS))
 
     def epochs() -> Iterator[Batch]:
         epoch, first = divmod(start_step, steps)
         while True:
             truncated = 0
-            records = _shuffled(builder, split, seed, epoch, shuffle_buffer)
-            records = records.take(steps * batch_size).skip(first * batch_size)
-            records = records.shard(process_count, process_index)
-            decoded = map(decode, _read(records, builder, split))
-            rows = batch_size // process_count
-            for batch in batch_images(decoded, rows, max_regions, max_relations):
+            found = shuffled_streams(
+                info, seed=seed, epoch=epoch, streams=streams, buffer=shuffle_buffer
+            )
+            read = []
+            for number, wanted in shares.items():
+                size = len(wanted)
+                records = found[number].take(steps * size).skip(first * size)
+                mine = _read(only_rows(records, wanted), builder, split)
+                read.append((mine, int(wanted.sum())))
+            decoded = map(decode, _in_turn(read, steps - first))
+            for batch in batch_images(decoded, len(rows), max_regions, max_relations):
                 batch, cut = _with_drawn_caption(batch, tokenizer, widths, seed, epoch)
                 truncated += cut
                 yield batch
@@ -220,16 +234,11 @@ def _in_order(
     return map(decode, _read(records, builder, split))
 
 
-def _shuffled(
-    builder: tfds.core.DatasetBuilder, split: str, seed: int, epoch: int, buffer: int
-) -> tf.data.Dataset:
-    """Serialized records in the order of one epoch: files permuted, interleaved, then shuffled."""
-    info = split_info(builder, split)
-    rng = np.random.default_rng([seed, epoch])
-    paths = rng.permutation([os.fspath(path) for path in info.filepaths])
-    records = tf.data.TFRecordDataset(paths, num_parallel_reads=_OPEN_FILES)
-    records = records.apply(tf.data.experimental.assert_cardinality(info.num_examples))
-    return records.shuffle(min(buffer, info.num_examples), seed=int(rng.integers(2**31)))
+def _in_turn(streams: list[tuple[Iterator[bytes], int]], turns: int) -> Iterator[bytes]:
+    """In every turn so many records of each stream."""
+    for _ in range(turns):
+        for records, count in streams:
+            yield from islice(records, count)
 
 
 def _read(

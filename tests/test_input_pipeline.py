@@ -4,6 +4,7 @@ import functools
 import itertools
 import shutil
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from data_pipeline.input_pipeline import (
 )
 from data_pipeline.region_captions import build_dataset, open_dataset
 from data_pipeline.sources import Contents, examples
+from data_pipeline.streams import stream_spans
 from data_pipeline.tokenizer import WordTokenizer, find_words
 
 COUNT, BATCH, REGIONS, TOKENS = 43, 8, 4, 6
@@ -276,8 +278,8 @@ def test_a_late_start_and_processes_continue_the_same_relations(batches):
     whole = batches(2 * STEPS + 3, max_relations=3)
     for start in (1, STEPS + 2):
         assert_same(batches(STEPS, start_step=start, max_relations=3), whole[start : start + STEPS])
-    part = batches(3, process_index=1, process_count=2, max_relations=3)
-    assert_same(part, [{key: value[1::2] for key, value in batch.items()} for batch in whole[:3]])
+    part = batches(3, rows=np.arange(4, 8), max_relations=3)
+    assert_same(part, [{key: value[4:] for key, value in batch.items()} for batch in whole[:3]])
 
 
 def test_without_scene_graphs_every_relation_is_padding(tmp_path):
@@ -328,16 +330,64 @@ def test_the_seed_decides(batches):
     assert one != two
 
 
-def test_processes_share_the_global_batch(batches):
-    whole = batches(STEPS + 1)
-    for processes in (2, 4):
-        parts = [
-            batches(STEPS + 1, process_index=i, process_count=processes) for i in range(processes)
-        ]
-        for k, batch in enumerate(whole):
-            for i, part in enumerate(parts):
-                expected = {key: value[i::processes] for key, value in batch.items()}
-                assert_same([part[k]], [expected])
+@pytest.mark.parametrize("streams", [1, 2, 8])
+@pytest.mark.parametrize("rows", [[0, 1, 2, 3], [4, 5, 6, 7], [2, 3], [0, 5, 7]])
+def test_processes_share_the_global_batch(batches, streams, rows):
+    whole = batches(STEPS + 1, streams=streams)
+    part = batches(STEPS + 1, rows=np.array(rows), streams=streams)
+    assert_same(part, [{key: value[rows] for key, value in batch.items()} for batch in whole])
+
+
+@pytest.mark.parametrize("streams", [2, 4])
+def test_streams_are_an_epoch_of_other_order(batches, records, streams):
+    per_stream = COUNT // streams // (BATCH // streams)
+    assert per_stream == STEPS
+    one, many = batches(2 * STEPS), batches(2 * STEPS, streams=streams)
+    for epoch in range(2):
+        of_epoch = many[epoch * STEPS : (epoch + 1) * STEPS]
+        order = np.concatenate([batch["image_id"] for batch in of_epoch])
+        assert len(set(order.tolist())) == STEPS * BATCH and set(order.tolist()) <= set(records)
+    assert any((a["image_id"] != b["image_id"]).any() for a, b in zip(one, many, strict=True))
+    start = STEPS + 2
+    assert_same(batches(2, streams=streams, start_step=start), many[start : start + 2])
+
+
+def test_a_process_reads_the_files_of_its_streams_only(data_dir, tmp_path, tokenizer):
+    shutil.copytree(data_dir, tmp_path / "data")
+    copy = open_dataset(tmp_path / "data", "uneven")
+    info = copy.info.splits["train"]
+    order = np.random.default_rng([3, 0]).permutation(len(info.shard_lengths))
+    # The first of two streams needs the first files, up to half of the records; all others go.
+    ends = np.cumsum(np.array(info.shard_lengths)[order])
+    needed = set(order[: np.searchsorted(ends, COUNT // 2) + 1].tolist())
+    assert 0 < len(needed) < len(order)
+    for number, path in enumerate(info.filepaths):
+        if number not in needed:
+            Path(path).unlink()
+    read = lambda rows: list(
+        itertools.islice(
+            train_batches(
+                copy, split="train", tokenizer=tokenizer, batch_size=BATCH, seed=3, start_step=0,
+                max_regions=REGIONS, max_tokens=TOKENS, streams=2, rows=np.array(rows),
+            ),
+            STEPS,
+        )
+    )  # fmt: skip
+    assert len(read([0, 1, 2, 3])) == STEPS
+    with pytest.raises(DataError, match="is missing"):
+        read([4, 5, 6, 7])
+
+
+def test_spans_cut_the_files_into_equal_streams():
+    rng = np.random.default_rng(0)
+    for streams in (1, 2, 3, 7):
+        lengths = rng.integers(0, 6, size=9).tolist()
+        order = rng.permutation(9)
+        records = [(file, k) for file in order for k in range(lengths[file])]
+        size = len(records) // streams
+        spans = stream_spans(lengths, order, streams)
+        found = [[(s.file, s.start + k) for s in part for k in range(s.count)] for part in spans]
+        assert found == [records[i * size : (i + 1) * size] for i in range(streams)]
 
 
 def test_n_epochs_show_each_of_n_captions_once(batches, records, first_captions):
@@ -413,7 +463,7 @@ def test_sizes_and_mistakes(builder, batches, tokenizer):
     for attempt, what in (
         (lambda: num_examples(builder, "val"), "no split 'val'; use one of: train, test"),
         (lambda: batches(1, batch_size=COUNT + 1), "has 43 images; use 1 to 43"),
-        (lambda: batches(1, process_count=3), "batch_size=8 is not divisible by the 3 processes"),
+        (lambda: batches(1, streams=3), "streams=3 do not divide batch_size=8; use a divisor"),
         (lambda: batches(1, max_relations=-1), "max_relations=-1 is negative; use 0 for none"),
     ):
         with pytest.raises(DataError) as caught:
@@ -651,9 +701,9 @@ def test_widths_follow_from_the_batch_alone(wordy):
         assert_same(read(25 - start, token_widths=(5, 7), start_step=start), whole[start:])
     assert_same(read(25, token_widths=(5, 7, 10)), whole)
     # A process can't know the captions of the others, and must have the same width.
-    for process in (0, 1):
-        parts = {"process_index": process, "process_count": 2}
-        assert_same(read(25, token_widths=(5, 7), **parts), read(25, **parts))
+    for rows in ([0, 1], [2, 3]):
+        part = {"rows": np.array(rows)}
+        assert_same(read(25, token_widths=(5, 7), **part), read(25, **part))
 
 
 def test_impossible_widths_are_refused(wordy):

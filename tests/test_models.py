@@ -183,7 +183,7 @@ def test_order_of_regions_does_not_matter(variant):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_bfloat16_computes_near_float32_with_float32_parameters(variant):
-    config, batch, model, params = setting(variant)
+    _, batch, model, params = setting(variant)
     half = build(tiny_config(variant, **{"model.dtype": "bfloat16"}))
     weights = np.random.default_rng(3).normal(size=(8, 8)).astype(np.float32)
 

@@ -1,0 +1,94 @@
+"""The order in which an epoch reads a split's records, and which of them a process reads.
+
+The files of the split, in an order drawn for the epoch, follow each other; what they hold is cut
+into `streams` pieces of one length. Each piece is read on its own, eight files of it in turn, and
+shuffled. Row r of a global batch of B rows comes from stream r // (B / streams). So the images of
+a batch depend on the number of streams and not on the number of processes, and a process opens
+only files of the streams that its rows come from.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+_OPEN_FILES = 8  # Files of a stream read in turn. Fixed: the order of the records depends on it.
+
+
+class Span(NamedTuple):
+    """`count` records of file number `file`, from the one numbered `start` on."""
+
+    file: int
+    start: int
+    count: int
+
+
+def stream_spans(lengths: Sequence[int], order: Sequence[int], streams: int) -> list[list[Span]]:
+    """For each stream the records it reads; the sum(lengths) % streams last ones are left out.
+
+    Args:
+        lengths: records of each file.
+        order: of the files.
+        streams: number of streams.
+    """
+    size = sum(lengths) // streams
+    found: list[list[Span]] = [[] for _ in range(streams)]
+    before = 0  # Records of the files so far.
+    for file in order:
+        for number, spans in enumerate(found):
+            start = max(number * size, before)
+            stop = min((number + 1) * size, before + lengths[file])
+            if start < stop:
+                spans.append(Span(int(file), start - before, stop - start))
+        before += lengths[file]
+    return found
+
+
+def shuffled_streams(info: Any, *, seed: int, epoch: int, streams: int, buffer: int) -> list[Any]:
+    """The streams of an epoch: for each a tf.data.Dataset of serialized records.
+
+    Args:
+        info: the tfds.core.SplitInfo.
+        seed, epoch: decide the order.
+        streams: number of streams.
+        buffer: records among which the next one is drawn, over all streams.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    order = rng.permutation(len(info.shard_lengths))
+    seeds = rng.integers(2**31, size=streams)
+    paths = np.array([str(path) for path in info.filepaths])
+    out = []
+    for spans, stream_seed in zip(
+        stream_spans(info.shard_lengths, order, streams), seeds, strict=True
+    ):
+        files, starts, counts = (np.array(column, np.int64) for column in zip(*spans, strict=True))
+        records = tf.data.Dataset.from_tensor_slices((paths[files], starts, counts)).interleave(
+            lambda path, start, count: tf.data.TFRecordDataset(path).skip(start).take(count),
+            cycle_length=_OPEN_FILES,
+            block_length=1,
+            num_parallel_calls=_OPEN_FILES,
+            deterministic=True,
+        )
+        total = int(counts.sum())
+        # A file cut between two records would otherwise pass for a smaller dataset.
+        records = records.apply(tf.data.experimental.assert_cardinality(total))
+        out.append(records.shuffle(max(1, min(buffer // streams, total)), seed=int(stream_seed)))
+    return out
+
+
+def rows_of_streams(rows: np.ndarray, batch_size: int, streams: int) -> dict[int, np.ndarray]:
+    """Stream -> bool [batch_size / streams], which of its rows are among these rows of a batch."""
+    wanted = np.zeros(batch_size, bool)
+    wanted[rows] = True
+    parts = wanted.reshape(streams, -1)
+    return {number: part for number, part in enumerate(parts) if part.any()}
+
+
+def only_rows(records: Any, wanted: np.ndarray) -> Any:
+    """Of a dataset whose records go into rows 0, 1, ..., 0, 1, ..., those for the wanted rows."""
+    if wanted.all():
+        return records
+    kept = tf.constant(wanted)
+    numbered = records.enumerate().filter(lambda n, _: kept[n % len(wanted)])
+    return numbered.map(lambda _, record: record)
