@@ -29,6 +29,9 @@ def get_config() -> ml_collections.ConfigDict:
     data.token_widths = ()
     data.max_relations = 0  # most confident relations of an image, for a model with scene graphs
     data.shuffle_buffer = 4096  # records
+    # Parts in which an epoch is read; a process opens the files of its own. The order of the data
+    # depends on it: choose a multiple of the processes that may ever be used.
+    data.streams = 1
 
     config.model = models.teran_section()  # another model has other fields: configs/models.py
 
@@ -89,7 +92,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.mesh = mesh = ml_collections.ConfigDict()
     mesh.data = -1  # devices over which a batch is split; -1: all that remain
     mesh.model = 1  # devices over which parameters may be split
-    # (path regex, axes of the dimensions); the first match counts, all else is replicated.
+    # How parameters and optimiser state are split: replicated, fsdp, tensor or fsdp+tensor; see
+    # xmodal_jax/partition_presets.py.
+    config.partition = "replicated"
+    # (path regex, axes of the dimensions); they come before those of `partition`.
     config.partition_rules = ()
     return config.lock()
 

@@ -7,7 +7,7 @@ a batch depend on the number of streams and not on the number of processes, and 
 only files of the streams that its rows come from.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,14 +17,14 @@ _OPEN_FILES = 8  # Files of a stream read in turn. Fixed: the order of the recor
 
 
 class Span(NamedTuple):
-    """`count` records of file number `file`, from the one numbered `start` on."""
+    """`size` records of file number `file`, from the one numbered `start` on."""
 
     file: int
     start: int
-    count: int
+    size: int
 
 
-def stream_spans(lengths: Sequence[int], order: Sequence[int], streams: int) -> list[list[Span]]:
+def stream_spans(lengths: Sequence[int], order: Iterable[int], streams: int) -> list[list[Span]]:
     """For each stream the records it reads; the sum(lengths) % streams last ones are left out.
 
     Args:

@@ -16,6 +16,8 @@ LAYERS = [
         "augment",
         "retrieval",
         "partitioning",
+        "partition_presets",
+        "distributed",
         "metric_writer",
         "scoring",
         "workdir",

@@ -386,7 +386,7 @@ def test_spans_cut_the_files_into_equal_streams():
         records = [(file, k) for file in order for k in range(lengths[file])]
         size = len(records) // streams
         spans = stream_spans(lengths, order, streams)
-        found = [[(s.file, s.start + k) for s in part for k in range(s.count)] for part in spans]
+        found = [[(s.file, s.start + k) for s in part for k in range(s.size)] for part in spans]
         assert found == [records[i * size : (i + 1) * size] for i in range(streams)]
 
 

@@ -3,8 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from xmodal_jax import export as export_lib
 from xmodal_jax.checkpoint import Checkpointer
+from xmodal_jax.distributed import is_main
 from xmodal_jax.errors import UserError
 from xmodal_jax.experiment import Experiment
 from xmodal_jax.scoring import describe, evaluation_path, scoring_name
@@ -20,7 +23,8 @@ def best_params(experiment: Experiment, workdir: Path) -> tuple[int, Any]:
             f"{workdir} has no checkpoint; train first with --mode=train, or give weights by "
             "--config.init_from"
         )
-    claim_workdir(workdir, experiment.config, (*FREE_FIELDS, "evaluate"))
+    if is_main():
+        claim_workdir(workdir, experiment.config, (*FREE_FIELDS, "evaluate"))
     return restore_best(experiment, workdir)
 
 
@@ -36,9 +40,12 @@ def evaluate(config: Any, workdir: Path) -> dict[str, float]:
     """Prints the metrics of `config.evaluate` as a table, and writes them to the workdir."""
     experiment = Experiment.create(config)
     step, params = best_params(experiment, workdir)
-    found = {k: v for e in experiment.evaluators(progress=True) for k, v in e.run(params)}
+    evaluators = experiment.evaluators(progress=is_main())
+    found = {k: v for e in evaluators for k, v in e.run(params)}
     split, protocol = config.evaluate.split, config.evaluate.protocol
     values = {name.removeprefix(split + "/"): value for name, value in found.items()}
+    if not is_main():
+        return values
     kind, scoring = experiment.model.kind, scoring_name(config.evaluate)
     print(f"{split} split, protocol {protocol}, parameters of step {step}")
     print(f"model of kind {kind}, {describe(scoring)}")
@@ -65,6 +72,8 @@ def table(values: dict[str, float]) -> str:
 
 def export(config: Any, workdir: Path) -> None:
     """Writes the best parameters, the model's sizes and the tokenizer to WORKDIR/export."""
+    if jax.process_count() > 1:
+        raise UserError("--mode=export runs in one process; leave out --distributed")
     experiment = Experiment.create(config)
     step, params = best_params(experiment, workdir)
     directory = workdir / "export"

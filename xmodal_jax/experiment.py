@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict
 
 from data_pipeline import input_pipeline, region_captions
 from data_pipeline.tokenizer import Tokenizer, make_tokenizer
-from xmodal_jax import export, optimizer, partitioning, train_state
+from xmodal_jax import distributed, export, optimizer, partitioning, train_state
 from xmodal_jax.errors import UserError
 from xmodal_jax.evaluators import Evaluator
 from xmodal_jax.evaluators.encoding import Encoder
@@ -26,6 +26,7 @@ from xmodal_jax.models import build_model, pretrained
 from xmodal_jax.models.batch import batch_spec
 from xmodal_jax.models.bert import BertConfig
 from xmodal_jax.models.teran import Teran
+from xmodal_jax.partition_presets import preset_rules
 from xmodal_jax.retrieval.metrics import PROTOCOLS
 
 
@@ -82,7 +83,9 @@ class Experiment:
         params = train_state.abstract_params(model, batch_spec(config, width))
         tx, schedule = optimizer.make_optimizer(config.optimizer, params, config.train.steps)
         abstract = train_state.abstract_state(params, tx)
-        shardings = partitioning.shardings(abstract, config.partition_rules, mesh)
+        preset = preset_rules(config.partition, params, mesh)
+        rules = (*config.partition_rules, *preset)
+        shardings = partitioning.shardings(abstract, rules, mesh)
         return cls(
             config,
             dataset,
@@ -213,11 +216,6 @@ def check_config(config: ml_collections.ConfigDict) -> None:
             raise UserError(f"{field}={values[field]}; give 1 or more")
     if config.model.dtype not in _DTYPES:
         raise UserError(f"model.dtype={config.model.dtype!r} is not one of {', '.join(_DTYPES)}")
-    if jax.process_count() > 1:
-        raise UserError(
-            f"{jax.process_count()} processes: evaluation runs in one process only so far; "
-            "start one process with all devices"
-        )
 
 
 def _check_scene_graphs(config: ml_collections.ConfigDict, num_predicates: int) -> None:
@@ -244,5 +242,11 @@ def open_dataset(config: Any) -> Any:
         from data_pipeline.build import build
         from data_pipeline.synthetic import SyntheticScenes
 
-        build(SyntheticScenes(dict(config.synthetic_sizes), name=config.name), config.dir)
+        make = partial(build, SyntheticScenes(dict(config.synthetic_sizes), name=config.name))
+        if distributed.is_main():
+            make(config.dir)
+        # The others find it there, unless their machines have disks of their own.
+        distributed.wait_for_all("synthetic data")
+        if not distributed.is_main():
+            make(config.dir)
     return region_captions.open_dataset(config.dir, config.name)

@@ -34,6 +34,17 @@ _MODE = flags.DEFINE_enum(
     ["train", "evaluate", "export"],
     "train; or evaluate the best checkpoint on --config.evaluate.split; or export it.",
 )
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed",
+    False,
+    "Join the other processes first. JAX finds them on TPU pods, Slurm and Open MPI; elsewhere "
+    "give the three flags below.",
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of process 0, the same for all processes."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, from 0 on.")
 
 
 def _workdir() -> Path:
@@ -46,16 +57,20 @@ def _workdir() -> Path:
 def run() -> None:
     """Does what the flags say."""
     # Late, so that --help and mistakes in flags answer at once.
-    from xmodal_jax import evaluate, train
+    from xmodal_jax import distributed, evaluate, train
 
+    if _CONFIG.value is None:
+        raise UserError("--config is missing; try --config=configs/demo.py")
+    if _DISTRIBUTED.value:
+        distributed.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    elif _COORDINATOR.value or _NUM_PROCESSES.value or _PROCESS_ID.value is not None:
+        raise UserError("--coordinator, --num_processes and --process_id need --distributed")
     # Fake CPU devices share one thread pool: two programs in flight may wait for each other.
     if "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_cpu_enable_async_dispatch", False)
     # The libraries report every file they write at INFO; --verbosity=0 shows that.
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
-    if _CONFIG.value is None:
-        raise UserError("--config is missing; try --config=configs/demo.py")
     if _MODE.value == "train":
         train.train(_CONFIG.value, _workdir())
     elif _MODE.value == "evaluate":

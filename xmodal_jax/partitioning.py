@@ -4,6 +4,7 @@ One jitted program runs on every mesh: XLA splits it by the shardings of its arg
 "data" splits batches, the axis "model" may split parameters.
 """
 
+import functools
 import re
 from typing import Any
 
@@ -13,7 +14,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from xmodal_jax.errors import UserError
 
-Rules = tuple[tuple[str, tuple[str | None, ...]], ...]
+Axes = tuple[str | None, ...]  # Mesh axis of each dimension.
+Rules = tuple[tuple[str, Axes], ...]
 
 
 def make_mesh(data: int = -1, model: int = 1) -> Mesh:
@@ -87,7 +89,54 @@ def check_batch_size(batch_size: int, mesh: Mesh, field: str) -> None:
         )
 
 
-def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's rows of a batch as global arrays, split over the data axis."""
+def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """int [n], ascending: the rows of a global batch that devices of this process hold."""
     sharding = NamedSharding(mesh, PartitionSpec("data"))
-    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+    held = np.zeros(batch_size, bool)
+    for index in sharding.addressable_devices_indices_map((batch_size,)).values():
+        held[index] = True
+    return np.flatnonzero(held)
+
+
+def put_batch(
+    batch: dict[str, np.ndarray], mesh: Mesh, batch_size: int | None = None
+) -> dict[str, jax.Array]:
+    """A batch as global arrays, split over the data axis.
+
+    Args:
+      batch: arrays of this process's `local_rows`, or of all rows.
+      mesh: the mesh.
+      batch_size: rows over all processes; by default the batch has them all.
+    """
+    count = len(next(iter(batch.values())))
+    size = batch_size or count
+    # Where a row of the global batch is in the given one.
+    place = np.zeros(size, int)
+    place[local_rows(mesh, size) if count < size else np.arange(size)] = np.arange(count)
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+
+    def put(values: np.ndarray) -> jax.Array:
+        def part(index: Any) -> np.ndarray:
+            rows = place[index[0]]
+            return values[rows[0] : rows[-1] + 1]
+
+        return jax.make_array_from_callback((size, *values.shape[1:]), sharding, part)
+
+    return {name: put(values) for name, values in batch.items()}
+
+
+def fetch(tree: Any) -> Any:
+    """Arrays on the devices, of any sharding, as numpy arrays in every process.
+
+    All processes have to call it.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    if not all(leaf.is_fully_addressable or leaf.is_fully_replicated for leaf in leaves):
+        leaves = _gather(leaves[0].sharding.mesh)(leaves)
+    return jax.tree.unflatten(structure, [np.asarray(leaf) for leaf in leaves])
+
+
+@functools.cache
+def _gather(mesh: Mesh) -> Any:
+    """The function that gives every process everything; jitted once."""
+    return jax.jit(lambda leaves: leaves, out_shardings=NamedSharding(mesh, PartitionSpec()))

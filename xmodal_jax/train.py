@@ -4,7 +4,6 @@ An interrupted run continues bit by bit as if it had not been interrupted: the s
 newest checkpoint, the data order from (seed, step), and the metric log is cut back to that step.
 """
 
-import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from data_pipeline import input_pipeline
 from xmodal_jax import partitioning
 from xmodal_jax.checkpoint import Checkpointer
 from xmodal_jax.collapse import CollapseWatch, collapse_level
+from xmodal_jax.distributed import StopSignal, is_main, wait_for_all
 from xmodal_jax.errors import UserError
 from xmodal_jax.experiment import Experiment
 from xmodal_jax.metric_writer import MetricWriter
@@ -28,39 +28,26 @@ from xmodal_jax.train_step import Metrics, make_train_step
 from xmodal_jax.workdir import claim_workdir
 
 
-class StopSignal:
-    """True once SIGTERM or SIGINT came; a second one stops at once."""
-
-    def __init__(self) -> None:
-        self.received = ""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._receive)
-
-    def _receive(self, number: int, frame: Any) -> None:
-        del frame
-        self.received = signal.Signals(number).name
-        signal.signal(number, signal.SIG_DFL)
-
-    def __bool__(self) -> bool:
-        return bool(self.received)
-
-
 def train(config: Any, workdir: Path) -> None:
     """Trains to `config.train.steps`, continuing what the workdir has."""
     stop = StopSignal()
-    claim_workdir(workdir, config)
+    if is_main():
+        claim_workdir(workdir, config)
+    wait_for_all("workdir")
     experiment = Experiment.create(config)
     checkpointer = Checkpointer(workdir, config.train.keep)
     state = _first_state(experiment, checkpointer)
     start = int(state.step)
-    record = RunRecord(workdir, start, _facts(experiment))
-    loop = Loop(experiment, checkpointer, MetricWriter(workdir, start), record, start)
+    record = RunRecord(workdir, start, _facts(experiment)) if is_main() else None
+    writer = MetricWriter(workdir, start) if is_main() else None
+    loop = Loop(experiment, checkpointer, writer, record, start)
     try:
         loop.run(state, stop)
     finally:
         checkpointer.close()
-        loop.writer.close()
-    if stop:
+        if writer:
+            writer.close()
+    if stop.received and is_main():
         print(
             f"stopped by {stop.received} at step {loop.step}; the same command continues from there"
         )
@@ -69,10 +56,12 @@ def train(config: Any, workdir: Path) -> None:
 def _first_state(experiment: Experiment, checkpointer: Checkpointer) -> TrainState:
     """The newest checkpoint, or a new state."""
     if checkpointer.latest_step is None:
-        facts = _facts(experiment)
-        print(f"{facts['parameters']:,} parameters on {facts['devices']} device(s)")
+        if is_main():
+            facts = _facts(experiment)
+            print(f"{facts['parameters']:,} parameters on {facts['devices']} device(s)")
         return experiment.new_state()
-    print(f"continuing from step {checkpointer.latest_step}")
+    if is_main():
+        print(f"continuing from step {checkpointer.latest_step}")
     return checkpointer.restore(experiment.abstract, experiment.shardings)
 
 
@@ -99,8 +88,8 @@ def _batches(experiment: Experiment, start: int) -> Iterator[dict[str, np.ndarra
         max_tokens=config.data.max_tokens,
         token_widths=config.data.token_widths,
         max_relations=config.data.max_relations,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        rows=partitioning.local_rows(experiment.mesh, config.train.batch_size),
+        streams=config.data.streams,
         shuffle_buffer=config.data.shuffle_buffer,
     )
 
@@ -112,11 +101,11 @@ class Loop:
         self,
         experiment: Experiment,
         checkpointer: Checkpointer,
-        writer: MetricWriter,
-        record: RunRecord,
+        writer: MetricWriter | None,
+        record: RunRecord | None,
         start: int,
     ) -> None:
-        """start: number of updates done so far."""
+        """start: number of updates done so far; writer, record: of the process that has them."""
         self.experiment, self.config = experiment, experiment.config.train
         self.checkpointer, self.writer, self.record = checkpointer, writer, record
         self.step = start
@@ -144,10 +133,11 @@ class Loop:
             unit="step",
             desc="train",
             dynamic_ncols=True,
+            disable=self.writer is None,
         ) as bar:
-            while self.step < self.config.steps and not stop:
+            while self.step < self.config.steps and not stop.at(self.step):
                 batch = self._next(batches, bar)
-                inputs = partitioning.put_batch(batch, self.experiment.mesh)
+                inputs = partitioning.put_batch(batch, self.experiment.mesh, self.config.batch_size)
                 state, metrics = self.train_step(state, inputs)
                 self._check_pending(bar)
                 self.step += 1
@@ -170,7 +160,7 @@ class Loop:
         shapes = tuple(batch[name].shape for name in sorted(batch))
         if shapes not in self._shapes:
             self._shapes.add(shapes)
-            bar.write(f"compiling the step for captions of {batch['tokens'].shape[1]} tokens")
+            self._say(bar, f"compiling the step for captions of {batch['tokens'].shape[1]} tokens")
         return batch
 
     def _is_due(self, every: int) -> bool:
@@ -191,10 +181,10 @@ class Loop:
                 f"batch's images: {shown}"
             )
         if warning := self._collapse.update(loss):
-            bar.write(f"warning: {warning}")
+            self._say(bar, f"warning: {warning}")
         if step % self.config.log_every == 0 or step == self.config.steps:
             rate = float(self.experiment.schedule(step - 1))
-            self.writer.write(step, {"loss": loss, "grad_norm": norm, "learning_rate": rate})
+            self._write(step, {"loss": loss, "grad_norm": norm, "learning_rate": rate})
             self._write_speed(step)
             bar.set_postfix(loss=f"{loss:.4g}")
 
@@ -202,7 +192,8 @@ class Loop:
         before, then = self._clock
         seconds = max(time.perf_counter() - before, 1e-9)
         speed = {"steps_per_second": (step - then) / seconds, "data_wait": self._waited / seconds}
-        self.writer.write_timing(step, speed)
+        if self.writer:
+            self.writer.write_timing(step, speed)
         self._start_clock(step)
 
     def _start_clock(self, step: int) -> None:
@@ -210,18 +201,28 @@ class Loop:
 
     def _evaluate(self, state: TrainState, bar: tqdm) -> None:
         found = {k: v for e in self.evaluators for k, v in e.run(state.params)}
-        self.writer.write(self.step, found)
+        self._write(self.step, found)
         split = self.experiment.config.evaluate.split
         text = "  ".join(f"{k.removeprefix(split + '/')} {v:.1f}" for k, v in found.items())
-        bar.write(f"step {self.step}: {split} {text}")
+        self._say(bar, f"step {self.step}: {split} {text}")
         rsum = found[f"{split}/rsum"]
         if rsum > self._best_rsum:
             self._best_rsum = rsum
             self.checkpointer.save_best(self.step, state.params, rsum)
         self._start_clock(self.step)
 
+    def _say(self, bar: tqdm, text: str) -> None:
+        if self.writer:
+            bar.write(text)
+
+    def _write(self, step: int, metrics: dict[str, float]) -> None:
+        if self.writer:
+            self.writer.write(step, metrics)
+
     def _save(self, state: TrainState) -> None:
         # The log comes first: a checkpoint never knows more steps than the log.
-        self.writer.sync()
+        if self.writer:
+            self.writer.sync()
         self.checkpointer.save(self.step, state)
-        self.record.write(self.step, compiled_steps=len(self._shapes))
+        if self.record:
+            self.record.write(self.step, compiled_steps=len(self._shapes))

@@ -52,11 +52,11 @@ def create_state(
 ) -> TrainState:
     """A new state, each array created where its sharding puts it, never on one device first."""
 
-    def init(key: jax.Array) -> TrainState:
+    def init() -> TrainState:
         batch = {k: jnp.zeros(s.shape, s.dtype) for k, s in _zeros_spec(spec).items()}
-        return _state(model.init(key, batch)["params"], tx)
+        return _state(model.init(jax.random.key(seed), batch)["params"], tx)
 
-    return jax.jit(init, out_shardings=shardings)(jax.random.key(seed))
+    return jax.jit(init, out_shardings=shardings)()
 
 
 def replace_params(state: TrainState, loaded: Params, shardings: TrainState) -> TrainState:

@@ -12,7 +12,10 @@ from configs import common
 from xmodal_jax.errors import UserError
 
 # Changing these does not change what a run computes, so that a workdir admits it.
-FREE_FIELDS = ("data.dir", "mesh", "partition_rules", "train.keep", "evaluate.batch_size")
+FREE_FIELDS = (
+    *("data.dir", "mesh", "partition", "partition_rules"),
+    *("train.keep", "evaluate.batch_size"),
+)
 # Directories of an installation, compared by their last names: a checkout may move.
 _DIRECTORIES = ("data.tokenizer", "model.text.pretrained")
 

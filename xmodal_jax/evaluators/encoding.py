@@ -34,7 +34,7 @@ class Encoded:
     def on_host(self) -> Embeddings:
         """Every row that is no filler, as numpy arrays."""
         parts = [
-            jax.tree.map(lambda x, valid=rows["mask"]: np.asarray(x)[valid], block)
+            jax.tree.map(lambda x, valid=rows["mask"]: x[valid], partitioning.fetch(block))
             for block, rows in zip(self.blocks, self.rows, strict=True)
         ]
         return jax.tree.map(lambda *x: np.concatenate(x), *parts)

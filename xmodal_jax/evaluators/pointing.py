@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from xmodal_jax import partitioning
 from xmodal_jax.evaluators.encoding import Batches, Encoded, Encoder
 from xmodal_jax.ops.embeddings import Embeddings
 
@@ -48,7 +49,9 @@ class PointingEvaluator:
         hits, count = 0, 0
         for block, rows in zip(captions.blocks, captions.rows, strict=True):
             own = np.array([row_of.get(int(image), 0) for image in rows["image_id"]])
-            best = np.asarray(_best_regions(jax.tree.map(lambda x, r=own: x[r], every), block))
+            best = partitioning.fetch(
+                _best_regions(jax.tree.map(lambda x, r=own: x[r], every), block)
+            )
             for i in np.flatnonzero(rows["mask"]):
                 for start, end, region in self._links.get(int(rows["caption_id"][i]), ()):
                     for n in _tokens_between(rows["offsets"][i], start, end):
@@ -66,7 +69,8 @@ def _tokens_between(offsets: np.ndarray, start: int, end: int) -> np.ndarray:
 
 def _by_image_id(images: Encoded) -> tuple[Embeddings, dict[int, int]]:
     """All images in host arrays, and the row of each image id."""
-    every = jax.tree.map(lambda *x: np.concatenate([np.asarray(v) for v in x]), *images.blocks)
+    blocks = [partitioning.fetch(block) for block in images.blocks]
+    every = jax.tree.map(lambda *x: np.concatenate(x), *blocks)
     ids = np.concatenate([row["image_id"] for row in images.rows])
     valid = np.concatenate([row["mask"] for row in images.rows])
     return every, {int(image): k for k, image in enumerate(ids) if valid[k]}

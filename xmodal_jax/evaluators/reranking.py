@@ -104,10 +104,10 @@ class CandidateScorer:
             block = self._block_scores(params, *inputs, direction=direction)
             # Fetched one block late: the next one is copied while the devices compute.
             if pending is not None:
-                out.append(np.asarray(pending))
+                out.append(partitioning.fetch(pending))
                 bar.update(size)
             pending = block
-        out.append(np.asarray(pending))
+        out.append(partitioning.fetch(pending))
         bar.update(count - (len(out) - 1) * size)
         return np.concatenate(out)[:count]
 

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from xmodal_jax import partitioning
 from xmodal_jax.errors import UserError
 from xmodal_jax.evaluators.encoding import Batches, Encoded, Encoder
 from xmodal_jax.models.scorers import pair_scorer
@@ -94,7 +95,7 @@ class RetrievalEvaluator:
                 parts = [self._block_scores(params, block, other) for other in captions.blocks]
                 row = []
                 for part, other in zip(parts, captions.rows, strict=True):
-                    row.append(np.asarray(part)[:, other["mask"]])
+                    row.append(partitioning.fetch(part)[:, other["mask"]])
                     bar.update()
                 rows.append(np.concatenate(row, axis=1)[info["mask"]])
         return np.concatenate(rows)
