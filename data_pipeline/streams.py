@@ -64,7 +64,7 @@ def shuffled_streams(info: Any, *, seed: int, epoch: int, streams: int, buffer: 
     ):
         files, starts, counts = (np.array(column, np.int64) for column in zip(*spans, strict=True))
         records = tf.data.Dataset.from_tensor_slices((paths[files], starts, counts)).interleave(
-            lambda path, start, count: tf.data.TFRecordDataset(path).skip(start).take(count),
+            _read_span,
             cycle_length=_OPEN_FILES,
             block_length=1,
             num_parallel_calls=_OPEN_FILES,
@@ -75,6 +75,11 @@ def shuffled_streams(info: Any, *, seed: int, epoch: int, streams: int, buffer: 
         records = records.apply(tf.data.experimental.assert_cardinality(total))
         out.append(records.shuffle(max(1, min(buffer // streams, total)), seed=int(stream_seed)))
     return out
+
+
+@tf.autograph.experimental.do_not_convert  # Plain calls: converting them takes most of the start.
+def _read_span(path: tf.Tensor, start: tf.Tensor, size: tf.Tensor) -> tf.data.Dataset:
+    return tf.data.TFRecordDataset(path).skip(start).take(size)
 
 
 def rows_of_streams(rows: np.ndarray, batch_size: int, streams: int) -> dict[int, np.ndarray]:

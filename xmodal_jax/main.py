@@ -12,6 +12,7 @@ the same workdir continues a run that was stopped.
 
 import os
 import sys
+import traceback
 from pathlib import Path
 
 import jax
@@ -85,7 +86,26 @@ def main() -> None:
         app.run(lambda _: run(), flags_parser=parse_flags)
     except (UserError, DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _leave(2)
+    except Exception:
+        if jax.process_count() == 1:
+            raise
+        traceback.print_exc()
+        print(
+            f"error: process {jax.process_index()} of {jax.process_count()} failed, or lost "
+            "another one; start all processes again with the same command",
+            file=sys.stderr,
+        )
+        _leave(1)
+
+
+def _leave(code: int) -> None:
+    if jax.process_count() == 1:
+        sys.exit(code)
+    # At a normal end JAX waits for the other processes, which may wait for this one.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,171 @@
+"""Several real processes on this machine, started as users start them, against a single one."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+STEPS = 14
+CONFIG = f"""
+from configs import demo
+
+def get_config(variant="teran"):
+    config = demo.get_config(variant)
+    config.data.update(dir="DATA", streams=4)
+    config.data.synthetic_sizes.update(train=72, dev=24, test=24)
+    config.model.embed_dim = 16
+    config.model.text.update(num_layers=1, width=16, num_heads=2, mlp_dim=16, dropout=0.1)
+    if variant == "teran":
+        config.model.update(region_layers=1, num_heads=2, mlp_dim=16, dropout=0.1)
+    else:
+        config.evaluate.rerank_top_k = 5
+    config.augment.update(region_dropout=0.1, token_masking=0.1)
+    config.train.update(steps={STEPS}, batch_size=16, log_every=1)
+    config.train.update(evaluate_every=7, checkpoint_every=100)
+    config.evaluate.batch_size = 8
+    return config
+"""
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("distributed")
+    path = directory / "tiny.py"
+    path.write_text(CONFIG.replace("DATA", str(directory / "data")))
+    return path
+
+
+def start(config, workdir, processes=1, devices=1, *arguments):
+    """Starts the program in so many processes, each with so many devices."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    flags = f"--xla_backend_optimization_level=1 --xla_force_host_platform_device_count={devices}"
+    command = [
+        *(sys.executable, "-m", "xmodal_jax.main"),
+        *(f"--config={config}", f"--workdir={workdir}", *arguments),
+    ]
+    joined = lambda number: [
+        *("--distributed", f"--coordinator=127.0.0.1:{port}"),
+        *(f"--num_processes={processes}", f"--process_id={number}"),
+    ]
+    return [
+        subprocess.Popen(
+            command + (joined(number) if processes > 1 else []),
+            cwd=ROOT,
+            env=os.environ | {"XLA_FLAGS": flags},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in range(processes)
+    ]
+
+
+def finish(started, codes=0):
+    """The outputs of all processes once they have ended, as they should."""
+    outputs = [process.communicate(timeout=500)[0] for process in started]
+    assert [process.returncode for process in started] == [codes] * len(started), outputs
+    return outputs
+
+
+def steps_logged(workdir):
+    path = workdir / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def wait_for_steps(started, workdir, count):
+    deadline = time.monotonic() + 300
+    while steps_logged(workdir) < count:
+        if any(process.poll() is not None for process in started):
+            pytest.fail(str([process.communicate() for process in started]))
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def assert_same_metrics(workdir, expected):
+    """Every line of the logs, with the differences that another order of sums makes."""
+    read = lambda path: list(map(json.loads, (path / "metrics.jsonl").read_text().splitlines()))
+    ours, theirs = read(workdir), read(expected)
+    assert [line["step"] for line in ours] == [line["step"] for line in theirs]
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.keys() == other.keys()
+        np.testing.assert_allclose(list(mine.values()), list(other.values()), rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def single(config, tmp_path_factory):
+    """Workdir of a run in one process on one device, never interrupted."""
+    workdir = tmp_path_factory.mktemp("runs") / "single"
+    finish(start(config, workdir))
+    return workdir
+
+
+def test_processes_come_and_go_and_the_run_stays_the_same(config, single, tmp_path):
+    workdir = tmp_path / "elastic"
+    # Four processes, of which one is told to stop; then two with two devices each; then one of 8.
+    for processes, devices, partition in ((4, 1, "replicated"), (2, 2, "fsdp")):
+        before = steps_logged(workdir)
+        started = start(config, workdir, processes, devices, f"--config.partition={partition}")
+        wait_for_steps(started, workdir, before + 2)
+        started[-1].send_signal(signal.SIGTERM)
+        outputs = finish(started)
+        assert "stopped by SIGTERM at step" in outputs[0]
+        assert "continuing from step" in outputs[0] or not before
+        for said in ("stopped by", "continuing from", "compiling", "parameters on"):
+            assert not any(said in output for output in outputs[1:])
+        assert 0 < steps_logged(workdir) < STEPS
+    finish(start(config, workdir, 1, 8, "--config.mesh.model=2", "--config.partition=fsdp+tensor"))
+    assert_same_metrics(workdir, single)
+
+
+def test_two_processes_train_and_evaluate_cmsei_as_one_does(config, tmp_path):
+    for processes in (1, 2):
+        finish(start(f"{config}:cmsei", tmp_path / str(processes), processes))
+    assert_same_metrics(tmp_path / "2", tmp_path / "1")
+    evaluate = start(f"{config}:cmsei", tmp_path / "2", 2, 1, "--mode=evaluate")
+    outputs = finish(evaluate)
+    assert "rsum" in outputs[0] and "rsum" not in outputs[1]
+    (path,) = (tmp_path / "2").glob("evaluation_dev_*.json")
+    report = json.loads(path.read_text())
+    lines = map(json.loads, (tmp_path / "1" / "metrics.jsonl").read_text().splitlines())
+    trained = next(x for x in lines if x["step"] == report["step"] and "dev/rsum" in x)
+    for name, value in report["metrics"].items():
+        np.testing.assert_allclose(value, trained[f"dev/{name}"], rtol=1e-5)
+
+
+def test_when_a_process_dies_the_others_stop(config, tmp_path):
+    workdir = tmp_path / "dies"
+    started = start(config, workdir, 2, 1, "--config.train.steps=100000")
+    wait_for_steps(started, workdir, 3)
+    started[1].kill()
+    output, _ = started[0].communicate(timeout=150)
+    assert started[0].returncode not in (0, None)
+    assert "start all processes again with the same command" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--num_processes=2",), "--coordinator, --num_processes and --process_id need"),
+        (("--distributed", "--num_processes=2"), "--process_id go together; give all"),
+        (
+            ("--distributed", "--coordinator=a:1", "--num_processes=2", "--process_id=2"),
+            "--process_id=2 is not in 0..1",
+        ),
+        (("--config.partition=zero",), "partition='zero' is not known; use replicated, fsdp"),
+        (("--config.data.streams=3",), "streams=3 do not divide batch_size=16"),
+    ],
+)
+def test_mistakes_are_one_line(config, tmp_path, arguments, message):
+    (output,) = finish(start(config, tmp_path / "run", 1, 1, *arguments), codes=2)
+    last = output.strip().splitlines()[-1]
+    assert last.startswith("error: ") and message in last
