@@ -8,8 +8,8 @@ SGM (Wang et al., WACV 2020) and LGSGM (Nguyen et al., 2021) published a dict of
                         "bbox": [[x1, y1, x2, y2], ...],                pixels
                         "rels": [["man:0", "wearing", "hat:1"], ...]}}  label : region
 
-FILE is that dict as JSON (*.json), or as a pickle or joblib file, which is read without running
-any of it. Every image becomes one line, in the same order:
+FILE is that dict as JSON (*.json, *.json.gz), or as a pickle or joblib file, which is read without
+running any of it. Every image becomes one line, in the same order:
 
     {"id": "1000092795.jpg", "boxes": [[x1, y1, x2, y2], ...], "labels": ["man", "hat", ...],
      "relations": [[0, "wearing", 1, 1.0], ...]}
@@ -35,7 +35,7 @@ from typing import Any
 from tqdm import tqdm
 
 from data_pipeline.errors import DataError
-from data_pipeline.inert_pickle import read_pickle
+from data_pipeline.inert_pickle import read_pickle, read_unpacked
 
 _CONFIDENCE = 1.0
 _FARTHEST = 1e6  # Pixels.
@@ -48,7 +48,8 @@ _REMEDY = "correct the graph, or leave the image out"
 def read_graphs(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The published dict, file name -> graph, whose graphs are not checked yet."""
     path = Path(path)
-    graphs = _read_json(path) if path.suffix == ".json" else read_pickle(path)
+    is_json = path.name.lower().endswith((".json", ".json.gz"))
+    graphs = _read_json(path) if is_json else read_pickle(path)
     if not isinstance(graphs, dict) or not all(isinstance(name, str) for name in graphs):
         raise DataError(
             f"{path} is not a dict of file name -> scene graph; give the file of the images' graphs"
@@ -136,7 +137,9 @@ def summary(images: int, predicates: collections.Counter[str]) -> str:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(read_unpacked(path).getvalue())
+    except DataError:
+        raise
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not JSON ({error}); copy it again") from None
 
@@ -215,9 +218,13 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("file", metavar="FILE", help="the published dict: .json, pickle or joblib")
+    parser.add_argument(
+        "file", metavar="FILE", help="the published dict: .json (also .gz), pickle or joblib"
+    )
     parser.add_argument("out", metavar="OUT.jsonl", help="the file to write, one line an image")
-    parser.add_argument("--ids", metavar="DATASET.json", help="Karpathy's file: integers as ids")
+    parser.add_argument(
+        "--ids", metavar="DATASET.json", help="Karpathy's file (also .gz): integers as ids"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an older OUT.jsonl")
     return parser
 

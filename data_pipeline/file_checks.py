@@ -3,12 +3,16 @@
 `where` is the place that a message names, such as `precomp, split train, row 12`.
 """
 
+import codecs
 import json
+import lzma
 import re
+import stat
 import tokenize
 import zipfile
 import zlib
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -19,19 +23,51 @@ NPY_ERRORS = (
     *(ValueError, TypeError, EOFError, SyntaxError, OverflowError, MemoryError),
     tokenize.TokenError,
 )
-NPZ_ERRORS = (*NPY_ERRORS, zipfile.BadZipFile, zlib.error, KeyError, OSError, RuntimeError)
+NPZ_ERRORS = (
+    *(*NPY_ERRORS, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+    *(KeyError, OSError, RuntimeError),
+)
 
 _LARGEST = float(np.finfo(np.float32).max)
 
 Relation = tuple[int, str, int, float]  # Subject region, predicate, object region, confidence.
 
 
+class NpyHeader(NamedTuple):
+    """What the header of a .npy file announces."""
+
+    shape: tuple[int, ...]
+    fortran_order: bool
+    dtype: np.dtype
+
+
+def read_npy_header(stream: BinaryIO) -> NpyHeader:
+    """Reads a stream up to where the data begin; raises one of NPY_ERRORS."""
+    readers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    version = np.lib.format.read_magic(stream)
+    if version not in readers:
+        raise ValueError(f"version {version} of the .npy format")
+    return NpyHeader(*readers[version](stream))
+
+
+def check_is_file(path: Path) -> None:
+    """DataError for a pipe or a directory: reading a pipe may wait for ever, and works once."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise DataError(f"{path} is no regular file; write what it holds to one")
+
+
 def open_array(path: Path) -> np.ndarray:
     """A .npy file, mapped and not read; no pickle is ever loaded."""
     try:
+        check_is_file(path)
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise DataError(f"{path} is missing; add it or choose other --splits") from None
+    except DataError:
+        raise
     except NPY_ERRORS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
@@ -40,9 +76,10 @@ def open_array(path: Path) -> np.ndarray:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a UTF-8 file, stripped; the last one need not end."""
+    """The lines of a UTF-8 file, stripped; the last one need not end, the first may have a BOM."""
     try:
-        lines = path.read_bytes().split(b"\n")
+        check_is_file(path)
+        lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
     except FileNotFoundError:
         raise DataError(f"{path} is missing; add it or choose other --splits") from None
     if lines[-1] == b"":
@@ -86,7 +123,7 @@ def normalised_boxes(boxes: np.ndarray, size: np.ndarray, where: str) -> np.ndar
     """[R, 4] pixels to float32 0..1; a box may leave its image by one pixel, and is clipped."""
     if (size <= 0).any():
         raise DataError(
-            f"{where}: image size {size.tolist()} is not positive; correct img_sizes.npy"
+            f"{where}: image size {size.tolist()} is not positive; correct the image's size"
         )
     limits = np.tile(size, 2).astype(np.float32)
     boxes = boxes.astype(np.float32)
@@ -96,7 +133,7 @@ def normalised_boxes(boxes: np.ndarray, size: np.ndarray, where: str) -> np.ndar
     if wrong.size:
         raise DataError(
             f"{where}, region {wrong[0]}: box {boxes[wrong[0]].tolist()} is not x1, y1, x2, y2 in "
-            f"an image of {size[0]} x {size[1]} pixels; correct boxes.npy or img_sizes.npy"
+            f"an image of {size[0]} x {size[1]} pixels; correct the box or the image's size"
         )
     return np.clip(boxes / limits, 0, 1)
 

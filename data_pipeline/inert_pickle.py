@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from data_pipeline.errors import DataError
+from data_pipeline.file_checks import read_npy_header
 from data_pipeline.pickle_machine import NotPlain, PickleMachine
 
 LARGEST = 2 << 30  # Bytes of a file, unpacked.
@@ -47,10 +48,19 @@ def read_pickle(path: str | os.PathLike[str], largest: int = LARGEST) -> Any:
     """
     path = Path(path)
     with path.open("rb") as file:
-        # No pickle begins with these, which are zlib's header, as joblib writes it, and gzip's.
-        packed = file.peek(2).startswith((b"\x78", b"\x1f\x8b"))
-        stream = _load(_unpacked(file) if packed else _chunks(file), path, largest)
-    return _interpret(stream, path, _JOBLIB if packed else _PICKLE)
+        library = _JOBLIB if _is_packed(file) else _PICKLE
+    return _interpret(read_unpacked(path, largest), path, library)
+
+
+def read_unpacked(path: Path, largest: int = LARGEST) -> io.BytesIO:
+    """What is in a file, decompressed if zlib or gzip made it; DataError if it is too large."""
+    with path.open("rb") as file:
+        return _load(_unpacked(file) if _is_packed(file) else _chunks(file), path, largest)
+
+
+def _is_packed(file: io.BufferedReader) -> bool:
+    """Whether it begins as no pickle and no JSON does: as zlib's files, joblib's too, or gzip's."""
+    return file.peek(2).startswith((b"\x78", b"\x1f\x8b"))
 
 
 def read_object_array(path: str | os.PathLike[str], largest: int = LARGEST) -> list[Any]:
@@ -103,9 +113,8 @@ def _load(chunks: Iterable[bytes], path: Path, largest: int) -> io.BytesIO:
 
 def _read_header(stream: io.BytesIO, path: Path) -> tuple[int, ...]:
     """The shape of the object array whose pickle follows the header."""
-    readers = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
     try:
-        shape, _, dtype = readers[np.lib.format.read_magic(stream)[0]](stream)
+        shape, _, dtype = read_npy_header(stream)
     except Exception:  # A header is Python source: numpy's parser fails in many ways.
         raise DataError(f"{path} is not a whole .npy file; copy it again") from None
     if dtype != np.dtype(object):

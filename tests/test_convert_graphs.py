@@ -2,6 +2,7 @@
 
 import collections
 import copy
+import gzip
 import json
 import pickle
 import zlib
@@ -64,6 +65,7 @@ def as_numpy(graphs):
 
 WRITERS = {
     "graphs.json": lambda graphs: json.dumps(graphs).encode(),
+    "graphs.json.gz": lambda graphs: gzip.compress(json.dumps(graphs).encode()),
     "graphs.joblib": lambda graphs: pickle.dumps(graphs, protocol=3),
     "graphs.joblib.z": lambda graphs: zlib.compress(pickle.dumps(graphs, protocol=4)),
     "graphs.pkl": lambda graphs: pickle.dumps(graphs, protocol=2),
@@ -101,6 +103,13 @@ def test_ids_of_karpathys_file(tmp_path, capsys):
     assert main([*arguments, "--ids", str(tmp_path / "dataset.json")]) == 0
     expected = [{**line, "id": number} for line, number in zip(LINES, (2, 391895, 9), strict=True)]
     assert read_lines(tmp_path / "out.jsonl") == expected
+    (tmp_path / "dataset.json.gz").write_bytes(gzip.compress(json.dumps(KARPATHY).encode()))
+    packed = ["--ids", str(tmp_path / "dataset.json.gz"), "--overwrite"]
+    assert main([*arguments, *packed]) == 0
+    assert read_lines(tmp_path / "out.jsonl") == expected
+    (tmp_path / "dataset.json.gz").write_bytes(gzip.compress(b"{}" * 999)[:-9])
+    assert main([*arguments, *packed]) == 2
+    assert "dataset.json.gz can't be decompressed" in capsys.readouterr().err
     without_b = {"images": KARPATHY["images"][:2]}
     (tmp_path / "dataset.json").write_text(json.dumps(without_b))
     assert main([*arguments, "--ids", str(tmp_path / "dataset.json"), "--overwrite"]) == 2

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import DataError
-from data_pipeline.file_checks import open_array
+from data_pipeline.file_checks import check_is_file, open_array
 from data_pipeline.inert_pickle import read_pickle
 
 
@@ -16,6 +16,7 @@ def read_sizes(path: Path) -> list[tuple[int, int]]:
       DataError: the file is missing, damaged, or holds something else.
     """
     try:
+        check_is_file(path)
         found = [(int(width), int(height)) for width, height in _load(path)]
     except DataError:
         raise
@@ -30,8 +31,8 @@ def read_sizes(path: Path) -> list[tuple[int, int]]:
 
 
 def _load(path: Path) -> Any:
-    if path.suffix == ".npy":
+    if path.suffix.lower() == ".npy":
         return open_array(path).tolist()
-    if path.suffix == ".json":
-        return json.loads(path.read_text(encoding="utf-8"))
+    if path.suffix.lower() == ".json":
+        return json.loads(path.read_bytes())
     return read_pickle(path)
