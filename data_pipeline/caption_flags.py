@@ -1,10 +1,12 @@
-"""The flags of every program whose captions come in files of their own, and what they ask for."""
+"""Flags of several programs: captions and scene graphs in files of their own, what they ask for."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from data_pipeline.errors import DataError
 from data_pipeline.sources.captions import Splits, first, read_captions
+from data_pipeline.sources.scene_graphs import SceneGraphs
 
 
 def add_caption_flags(command: argparse.ArgumentParser) -> None:
@@ -12,11 +14,13 @@ def add_caption_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--captions",
         nargs="+",
+        action="extend",
         required=True,
         metavar="[SPLIT=]PATH",
-        help="Karpathy's JSON (also .gz); COCO's captions JSON, each as SPLIT=PATH; a CSV, TSV or "
-        "JSONL table with the columns image, caption and, if you have them, split and image_id; "
-        "or a directory with the caption ids of VSE++ (coco_train_ids.npy ...) beside COCO's JSON",
+        help="Karpathy's JSON (also .gz); COCO's captions JSON, each as SPLIT=PATH; a CSV (also "
+        ".txt), TSV or JSONL table with the columns image, caption and, if you have them, split "
+        "and image_id; or a directory with the caption ids of VSE++ (coco_train_ids.npy ...) "
+        "beside COCO's JSON",
     )
     command.add_argument(
         "--restval",
@@ -35,6 +39,7 @@ def add_caption_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--first",
         nargs="+",
+        action="extend",
         default=[],
         metavar="SPLIT=N",
         help="only the first N images of a split, e.g. dev=1000, which COCO is validated on",
@@ -48,20 +53,41 @@ def captions_of(args: argparse.Namespace) -> Splits:
         raise DataError(f"--dev={args.dev} and --test={args.test} leave nothing to train on")
     splits: Splits = {}
     for word in args.captions:
-        split, path = word.split("=", 1) if "=" in word else (None, word)
+        # What is there is a path, whatever signs it has.
+        named = "=" in word and not Path(word).exists()
+        split, path = word.split("=", 1) if named else (None, word)
         found = read_captions(Path(path), split=split, restval=args.restval, held_out=held_out)
         for name, items in found.items():
             if name in splits:
                 raise DataError(f"--captions {word} has split {name!r}, and so has one before it")
             splits[name] = items
-    limits = [word.partition("=") for word in args.first]
-    if wrong := [word for word, limit in zip(args.first, limits, strict=True) if not _fits(limit)]:
-        raise DataError(f"--first {wrong[0]} is not like dev=1000")
-    return first(splits, {split: int(number) for split, _, number in limits})
+    return first(splits, _limits(args.first))
 
 
-def _fits(limit: tuple[str, str, str]) -> bool:
-    return limit[2].isascii() and limit[2].isdigit() and int(limit[2]) > 0
+def _limits(words: Sequence[str]) -> dict[str, int]:
+    limits: dict[str, int] = {}
+    for word in words:
+        split, _, number = word.partition("=")
+        if not (number.isascii() and number.isdigit() and int(number) > 0):
+            raise DataError(f"--first {word} is not like dev=1000")
+        if limits.setdefault(split, int(number)) != int(number):
+            raise DataError(f"--first has {split}={limits[split]} and {word}; give one of them")
+    return limits
+
+
+def add_scene_graphs_flag(command: argparse.ArgumentParser) -> None:
+    """Adds --scene-graphs."""
+    command.add_argument(
+        "--scene-graphs",
+        type=Path,
+        metavar="FILE.jsonl",
+        help="relations among objects; python -m data_pipeline.convert_graphs makes one of SGM's",
+    )
+
+
+def scene_graphs_of(args: argparse.Namespace) -> SceneGraphs | None:
+    """The graphs that this flag asks for."""
+    return SceneGraphs(args.scene_graphs) if args.scene_graphs else None
 
 
 def _share(text: str) -> float:

@@ -1,14 +1,17 @@
 """Caption files: what each mistake is called, and that no bytes bring anything but a DataError."""
 
+import argparse
 import functools
 import gzip
 import json
+import os
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from data_pipeline.caption_flags import add_caption_flags, captions_of
 from data_pipeline.errors import DataError
 from data_pipeline.sources import captions as captions_module
 from data_pipeline.sources.captions import read_captions
@@ -127,7 +130,101 @@ def test_mistakes_in_text_are_named(tmp_path, name, text, expected):
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.json"])
 def test_text_that_is_not_utf8(tmp_path, name):
     (tmp_path / name).write_bytes(b'{"image": "\xff\xfe"}\n')
-    assert "is damaged" in error_of(tmp_path / name) or name == "a.json"
+    assert f"{tmp_path / name} is damaged (" in error_of(tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", ["karpathy.json", "karpathy.json.gz", "coco.json", "table.jsonl"])
+def test_a_mark_at_the_start_of_a_file_is_no_text(tmp_path, kind):
+    path = write(tmp_path, kind)
+    split = None if "karpathy" in kind else "train"
+    expected = read_captions(path, split=split)
+    data = path.read_bytes()
+    marked = b"\xef\xbb\xbf" + (gzip.decompress(data) if kind.endswith("gz") else data)
+    path.write_bytes(gzip.compress(marked) if kind.endswith("gz") else marked)
+    assert read_captions(path, split=split) == expected
+
+
+@pytest.mark.parametrize("text", ["A dog number 0 of image 1, sitting.", "COCO_val2014_0001.jpg"])
+def test_half_a_character_is_named(tmp_path, text):
+    path = write(tmp_path, "table.jsonl")
+    path.write_text(path.read_text().replace(text, text[:-4] + r"\ud800" + text[-4:]))
+    assert r"\ud800" in error_of(path) and "image 1017" in error_of(path)
+
+
+@pytest.mark.parametrize("name", ["captions.txt", "a.CSV", "a.Tsv", "a.JSONL", "a.JSON"])
+def test_endings_are_told_apart_in_any_case(tmp_path, name):
+    writers = {"jsonl": layouts.write_jsonl, "json": layouts.write_karpathy}
+    ending = name.split(".")[1].lower()
+    plain, path = tmp_path / f"plain.{ending.replace('txt', 'csv')}", tmp_path / name
+    writers.get(ending, layouts.write_csv)(plain, IMAGES)
+    plain.rename(path)
+    found = {item.file_name: item for items in read_captions(path).values() for item in items}
+    assert found.keys() == {image.file_name for image in IMAGES}
+    assert all(list(found[i.file_name].captions) == i.captions for i in IMAGES)
+
+
+def test_a_text_file_that_is_no_table(tmp_path):
+    (tmp_path / "a.txt").write_text("a.jpg#0\tA dog\n")
+    assert "its first line must name `image` and `caption`" in error_of(tmp_path / "a.txt")
+
+
+def test_places_are_those_of_the_file(tmp_path):
+    (tmp_path / "a.csv").write_text("image,caption\na.jpg,A dog\nb.jpg,A cat\na.jpg,A dog runs\n")
+    first, second = read_captions(tmp_path / "a.csv", split="train")["train"]
+    assert (first.where, second.where) == (
+        *(f"{tmp_path / 'a.csv'} line 2", f"{tmp_path / 'a.csv'} line 3"),
+    )
+    (item, *_) = read_captions(write(tmp_path, "coco.json"), split="train")["train"]
+    assert item.where == f"{tmp_path / 'coco.json'}, image 1000"
+
+
+def test_karpathys_folders_are_kept_and_lead_nowhere_else(tmp_path):
+    path = edited_json(
+        write(tmp_path, "karpathy.json"), lambda c: c["images"][0].update(filepath="val2014")
+    )
+    items = read_captions(path)["train"]
+    assert [item.folder for item in items[:2]] == ["val2014", ""]
+    edited_json(path, lambda c: c["images"][0].update(filepath="../etc"))
+    assert "file name '../etc' leads out of its directory" in error_of(path)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.json", "a.json.gz"])
+def test_a_pipe_is_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    assert "is no regular file" in error_of(tmp_path / name)
+
+
+def flags(*words):
+    parser = argparse.ArgumentParser()
+    add_caption_flags(parser)
+    return parser.parse_args([str(word) for word in words])
+
+
+def test_first_is_said_once_for_a_split(tmp_path):
+    path = write(tmp_path, "karpathy.json")
+    words = ("--captions", path, "--first", "train=2")
+    found = captions_of(flags(*words, "--first", "dev=1", "train=2"))
+    assert [len(found[split]) for split in ("train", "dev")] == [2, 1]
+    with pytest.raises(DataError, match="--first has train=2 and train=3; give one of them"):
+        captions_of(flags(*words, "--first", "train=3"))
+
+
+def test_captions_given_twice_are_all_read(tmp_path):
+    for name in ("train", "dev"):
+        layouts.write_coco(tmp_path / f"{name}.json", IMAGES[:2])
+    words = [f"{name}={tmp_path / name}.json" for name in ("train", "dev")]
+    assert list(captions_of(flags("--captions", words[0], "--captions", words[1]))) == [
+        *("train", "dev"),
+    ]
+
+
+def test_a_path_with_the_sign_of_a_split(tmp_path):
+    (tmp_path / "lr=1").mkdir()
+    path = write(tmp_path / "lr=1", "karpathy.json")
+    assert captions_of(flags("--captions", path)) == read_captions(path)
+    coco = write(tmp_path / "lr=1", "coco.json")
+    found = captions_of(flags("--captions", f"dev={coco}"))
+    assert found == read_captions(coco, split="dev")
 
 
 def test_a_coco_file_needs_the_name_of_its_split(tmp_path):
@@ -180,6 +277,21 @@ def test_mistakes_in_the_ids_of_vsepp(tmp_path, ids, expected):
     with pytest.raises(DataError) as caught:
         read_captions(tmp_path / "a")
     assert expected in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_captions_of_one_id_must_be_the_same(tmp_path):
+    layouts.write_vsepp(tmp_path / "a", IMAGES)
+    expected = read_captions(tmp_path / "a")
+    path = tmp_path / "a" / "captions_val2014.json"
+    layouts.write_coco(tmp_path / "a" / "captions_all.json", IMAGES)
+    again = read_captions(tmp_path / "a")
+    assert {k: [i.captions for i in v] for k, v in again.items()} == {
+        k: [i.captions for i in v] for k, v in expected.items()
+    }
+    edited_json(path, lambda c: c["annotations"][0].update(caption="A horse."))
+    number = 10 * IMAGES[len(IMAGES) // 2].image_id
+    with pytest.raises(DataError, match=f"{path} has another caption {number}; remove one"):
+        read_captions(tmp_path / "a")
 
 
 def test_an_empty_directory_is_told_what_it_lacks(tmp_path):

@@ -4,6 +4,7 @@
 in memory is the captions themselves.
 """
 
+import codecs
 import csv
 import dataclasses
 import functools
@@ -19,11 +20,12 @@ from typing import Any, BinaryIO
 import ijson
 
 from data_pipeline.errors import DataError
-from data_pipeline.file_checks import check_file_name, open_array
+from data_pipeline.file_checks import check_file_name, check_is_file, open_array
 
 # The most that a compressed file may hold; a small file of zeros would never end.
 _MOST_BYTES = 2**34
 _DEEPEST = 50
+_TABLES = (".csv", ".tsv", ".txt", ".jsonl")
 _VSEPP_SPLITS = ("train", "restval", "dev", "test")
 
 
@@ -35,7 +37,15 @@ class Item:
     row: int  # among all images of the file
     file_name: str
     captions: tuple[str, ...]
+    path: Path  # of the file
+    line: int = 0  # of its first caption, from 1; 0 in files that are not read by lines
     size: tuple[int, int] | None = None  # width, height in pixels
+    folder: str = ""  # in which the image may lie, below the directory of all images
+
+    @property
+    def where(self) -> str:
+        """File and place, for messages."""
+        return f"{self.path}" + (f" line {self.line}" if self.line else f", image {self.image_id}")
 
     def names(self) -> dict[str, str]:
         """What feature files may call it, by kind: its id, row, file name, or that's stem."""
@@ -62,10 +72,10 @@ def read_captions(
     Args:
       path: one of these, found out by its ending and first key:
         Karpathy's JSON (`dataset_coco.json`, also .gz), which names the split of each image;
-        COCO's captions JSON, of one split; a CSV or JSONL table, whose columns are `image` and
-        `caption`, and if it has them `split` and `image_id`, one line a caption (JSONL: or
-        `captions`, a list); a directory with the id files of VSE++, `coco_{train,restval,dev,
-        test}_ids.npy`, beside COCO's captions JSON of 2014.
+        COCO's captions JSON, of one split; a CSV (also called .txt), TSV or JSONL table, whose
+        columns are `image` and `caption`, and if it has them `split` and `image_id`, one line a
+        caption (JSONL: or `captions`, a list); a directory with the id files of VSE++,
+        `coco_{train,restval,dev,test}_ids.npy`, beside COCO's captions JSON of 2014.
       split: of a COCO file, and of a table without the column.
       restval: the split that Karpathy's and VSE++'s "restval" goes to; "" leaves it out.
       held_out: of a table that names no splits, the share of images for each split but "train";
@@ -76,7 +86,7 @@ def read_captions(
     """
     if path.is_dir():
         found = _read_vsepp(path)
-    elif path.name.endswith((".csv", ".tsv", ".jsonl")):
+    elif path.suffix.lower() in _TABLES:
         found = _read_table(path, split, held_out or {})
     else:
         found = _read_json(path, split)
@@ -120,13 +130,29 @@ def _check(path: Path, split: str, items: Sequence[Item]) -> None:
         for number, caption in enumerate(item.captions):
             if not isinstance(caption, str) or not caption.strip():
                 raise DataError(f"{where}: caption {number} is empty; correct it or leave it out")
+        for text in (item.file_name, *item.captions):
+            if not _is_unicode(text):
+                raise DataError(f"{where}: {text!r} has half a character (surrogate); correct it")
         check_file_name(item.file_name, where)
+        check_file_name(item.folder, where)
+
+
+def _is_unicode(text: str) -> bool:
+    """Not so of what JSON can spell and UTF-8 can't: \\ud800, half of a character of UTF-16."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _open(path: Path) -> BinaryIO:
-    if path.name.endswith(".gz"):
-        return _Limited(gzip.open(path, "rb"), path)  # type: ignore[return-value]
-    return path.open("rb")
+    check_is_file(path)
+    packed = path.name.lower().endswith(".gz")
+    stream: Any = gzip.open(path) if packed else path.open("rb")  # noqa: SIM115 - callers close it
+    if stream.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
+        stream.seek(0)
+    return _Limited(stream, path) if packed else stream  # type: ignore[return-value]
 
 
 class _Limited:
@@ -199,7 +225,7 @@ def _read_json(path: Path, split: str | None) -> Splits:
         raise DataError(f"{path} has captions of image {lost[0]}, which is not among its images")
     # Images without captions occur in COCO's files; they are no part of the task.
     kept = [image for image in images.values() if image["id"] in captions]
-    return {split: [_coco_item(i, row, captions[i["id"]]) for row, i in enumerate(kept)]}
+    return {split: [_coco_item(i, row, captions[i["id"]], path) for row, i in enumerate(kept)]}
 
 
 def _check_depth(path: Path) -> None:
@@ -218,7 +244,10 @@ def _read_karpathy(path: Path) -> Splits:
         for row, image in enumerate(ijson.items(stream, "images.item", use_float=True)):
             sentences = tuple(sentence["raw"].strip() for sentence in image["sentences"])
             image_id = image.get("cocoid", image.get("imgid", row))
-            item = Item(_as_id(image_id), row, str(image.get("filename", "")), sentences)
+            item = Item(
+                *(_as_id(image_id), row, str(image.get("filename", "")), sentences, path),
+                folder=str(image.get("filepath", "")),
+            )
             splits.setdefault(_known_split(image["split"]), []).append(item)
     return splits
 
@@ -249,10 +278,10 @@ def _coco_annotations(path: Path) -> Iterator[dict[str, Any]]:
         yield from ijson.items(stream, "annotations.item", use_float=True)
 
 
-def _coco_item(image: Mapping[str, Any], row: int, captions: Sequence[str]) -> Item:
+def _coco_item(image: Mapping[str, Any], row: int, captions: Sequence[str], path: Path) -> Item:
     size = (int(image["width"]), int(image["height"])) if "width" in image else None
     texts = tuple(" ".join(caption.split()) for caption in captions)
-    return Item(int(image["id"]), row, str(image["file_name"]), texts, size)
+    return Item(int(image["id"]), row, str(image["file_name"]), texts, path, size=size)
 
 
 @_guarded
@@ -266,7 +295,9 @@ def _read_vsepp(directory: Path) -> Splits:
     for path in files:
         images |= _coco_images(path)
         for found in _coco_annotations(path):
-            captions[found["id"]] = found["image_id"], found["caption"]
+            caption = found["image_id"], found["caption"]
+            if captions.setdefault(found["id"], caption) != caption:
+                raise DataError(f"{path} has another caption {found['id']}; remove one of the two")
     splits: Splits = {}
     for split in _VSEPP_SPLITS:
         path = directory / f"coco_{split}_ids.npy"
@@ -289,7 +320,7 @@ def _vsepp_items(
         )
     groups = itertools.groupby((captions[int(i)] for i in ids), key=lambda found: found[0])
     return [
-        _coco_item(images[image_id], row, [text for _, text in group])
+        _coco_item(images[image_id], row, [text for _, text in group], path)
         for row, (image_id, group) in enumerate(groups)
     ]
 
@@ -300,7 +331,9 @@ def _read_table(path: Path, split: str | None, held_out: Mapping[str, float]) ->
     texts: dict[tuple[str, str], list[str]] = {}
     ids: dict[tuple[str, str], int] = {}
     numbers: dict[str, int] = {}
-    rows = _jsonl_rows(path) if path.suffix == ".jsonl" else _csv_rows(path)
+    lines: dict[tuple[str, str], int] = {}
+    check_is_file(path)
+    rows = _jsonl_rows(path) if path.suffix.lower() == ".jsonl" else _csv_rows(path)
     for line, row in rows:
         name = row.get("image") or row.get("file_name")
         if not isinstance(name, str) or not name:
@@ -315,9 +348,10 @@ def _read_table(path: Path, split: str | None, held_out: Mapping[str, float]) ->
         if ids.setdefault(key, image_id) != image_id:
             raise DataError(f"{path} line {line}: {name} is image {ids[key]} and {image_id}")
         texts.setdefault(key, []).extend(found)
+        lines.setdefault(key, line)
     splits: Splits = {}
     for key, captions in texts.items():
-        item = Item(ids[key], numbers[key[1]], key[1], tuple(captions))
+        item = Item(ids[key], numbers[key[1]], key[1], tuple(captions), path, lines[key])
         splits.setdefault(key[0], []).append(item)
     order = {name: number for number, name in enumerate(("train", "dev", "val", "test"))}
     return dict(sorted(splits.items(), key=lambda pair: order.get(pair[0], len(order))))
@@ -341,7 +375,7 @@ def _drawn_split(name: str, held_out: Mapping[str, float]) -> str:
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    tabs = path.suffix == ".tsv"
+    tabs = path.suffix.lower() == ".tsv"
     # In TSV a quotation mark is a sign like any other.
     form: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {}
     with path.open(encoding="utf-8-sig", newline="") as stream:
