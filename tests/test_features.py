@@ -2,6 +2,7 @@
 
 import base64
 import io
+import os
 import zipfile
 
 import numpy as np
@@ -71,6 +72,24 @@ def test_one_image_on_two_lines(tmp_path):
     path = tsv(tmp_path, *(layouts.tsv_line(IMAGES[i]) for i in (0, 1, 0)))
     with pytest.raises(DataError, match=f"line 3: image 1000 was at line 1 of {path} already"):
         BottomUpTsv([path])
+
+
+@pytest.mark.parametrize("name", ["x" * 200 + ".jpg", "stra\u00dfe/\u72ac.jpg"])
+def test_images_may_be_called_by_long_and_foreign_names(tmp_path, name):
+    path = tmp_path / "all.tsv"
+    path.write_text(layouts.tsv_line(IMAGES[0], name), encoding="utf-8-sig")
+    store = BottomUpTsv([path])
+    assert list(store.names()) == [name]
+    np.testing.assert_array_equal(store.read(name).features, IMAGES[0].features)
+    assert store.read(name).where == f"{path} line 1 (image {name})"
+
+
+@pytest.mark.parametrize("data", [b"\xff\xfe\tx\n", b"x" * 5000 + b"\n"])
+def test_what_is_no_name_is_told(tmp_path, data):
+    (tmp_path / "all.tsv").write_bytes(data)
+    with pytest.raises(DataError, match="line 1 does not begin with an image id") as caught:
+        BottomUpTsv([tmp_path / "all.tsv"])
+    assert len(str(caught.value)) < 400
 
 
 @pytest.mark.parametrize("line", ["\n", "\tx\n", "\x01\x02\tx\n"])
@@ -151,6 +170,41 @@ BAD_FILES = {
     "no regions": (archive(feat=npy((0, 4))), "it must be [regions, feature width]"),
     "bomb": (archive(feat=npy((2**26 + 1,), data=bytes(2**28 + 4))), "unpacks to 2684"),
 }
+
+
+def test_whatever_compression_is_damaged(folders):
+    """Of each byte behind the first local header, one bit is turned round."""
+    path = folders / "bu_att" / "1000.npz"
+    for method in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", method) as file:
+            file.writestr("feat.npy", npy((64, 3), data=bytes(range(256)) * 3))
+        whole = buffer.getvalue()
+        path.write_bytes(whole)
+        assert FeatureFolders(folders).read("1000").features.shape == (64, 3)
+        refused = 0
+        for place in range(30, len(whole)):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
+            try:
+                FeatureFolders(folders).read("1000")
+            except DataError as error:
+                assert str(path) in str(error) and "\n" not in str(error)
+                refused += 1
+        assert refused > 100
+
+
+def test_a_pipe_is_not_waited_for(folders):
+    for place in ("bu_att/1000.npz", "bu_box/1017.npy"):
+        (folders / place).unlink()
+        os.mkfifo(folders / place)
+        with pytest.raises(DataError, match=f"{place} is no regular file"):
+            FeatureFolders(folders).read(place[7:11])
+
+
+def test_an_image_in_two_files(folders):
+    np.save(folders / "bu_att" / "1017.npy", IMAGES[1].features)
+    with pytest.raises(DataError, match="bu_att has 1017.npz and 1017.npy; remove one of them"):
+        FeatureFolders(folders).names()
 
 
 @pytest.mark.parametrize("mistake", BAD_FILES)

@@ -195,11 +195,32 @@ MISTAKES = {
     "no sizes": (lambda d: (d / "train_img_sizes.npy").unlink(), "no train_img_sizes.npy"),
     "size zero": (edit_array("img_sizes", put((2, 0), 0)), "row 2: image size [0, 80]"),
     "label": (edit_array("labels", put((1, 1), 3)), "row 1: object label 3"),
+    "label far away": (
+        edit_array("labels", lambda a: a.astype(np.int64) + 2**32),
+        "row 0: object label 42949672",
+    ),
+    "labels of floats": (
+        edit_array("labels", lambda a: a.astype(np.float32)),
+        "train_labels.npy is an array of float32; it must be one of integers",
+    ),
+    "labels of text": (edit_array("labels", lambda a: a.astype("U")), "it must be one of integers"),
+    "boxes of text": (
+        edit_array("boxes", lambda a: a.astype("U")),
+        "train_boxes.npy is an array of <U32; it must be one of numbers",
+    ),
+    "boxes of records": (
+        edit_array("boxes", lambda a: a.astype([("x", "f4")])),
+        "train_boxes.npy is an array of [('x', '<f4')]; it must be one of numbers",
+    ),
+    "sizes of text": (
+        edit_array("img_sizes", lambda a: a.astype("U")),
+        "train_img_sizes.npy is an array of <U11; it must be one of numbers",
+    ),
     "file names": (edit_text("filenames.txt", b"a\n"), "has 1 rows"),
     "graph": (edit_text("scene_graphs.jsonl", lambda d: b"{}" + d[d.index(b"\n") :]), "line 1 is"),
     "relation": (
         edit_text("scene_graphs.jsonl", lambda d: d.replace(b"[0, ", b"[9, ", 1)),
-        "row 0: relation 9 'on' 1",
+        "train_scene_graphs.jsonl line 1: relation [9, 'on', 1, 0.5] names an object that is not",
     ),
     "relation without predicate": (
         edit_text("scene_graphs.jsonl", lambda d: d.replace(b'"on"', b"4", 1)),
@@ -211,7 +232,7 @@ MISTAKES = {
     ),
     "confidence": (
         edit_text("scene_graphs.jsonl", lambda d: d.replace(b"0.25", b"NaN", 1)),
-        "row 0: relation 2 'train by' 0 has confidence nan",
+        "train_scene_graphs.jsonl line 1: relation 2 'train by' 0 has confidence nan",
     ),
     "confidence too large": (
         edit_text("scene_graphs.jsonl", lambda d: d.replace(b"0.25", b"1e39", 1)),
@@ -227,6 +248,89 @@ def test_mistakes_are_named_in_one_line(directory, mistake):
     with pytest.raises(DataError) as caught:
         list(examples(ScanPrecomp(directory), "train"))
     assert expected in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_mark_at_the_start_of_a_file_is_no_text(directory):
+    for name in ("caps", "ids", "filenames"):
+        path = directory / f"train_{name}.txt"
+        path.write_text(path.read_text(), encoding="utf-8-sig")
+    (directory / "labels.txt").write_text("person\ndog\nball\n", encoding="utf-8-sig")
+    source = ScanPrecomp(directory)
+    record = next(examples(source, "train"))
+    assert record["captions"][0] == "image 0 caption 0 ." and record["file_name"] == "0.jpg"
+    assert record["image_id"] == 10 and source.labels[0] == "person"
+
+
+def named_graphs(name):
+    """Graphs of all images but 1, called name(i), in another order than the images."""
+    graphs = {2: [[2, "at", 0, 0.5]], 0: [[0, "at", 1, 0.5]], 3: [[0, "at", 1, 0.5]]}
+    lines = [json.dumps({"id": name(i), "relations": graph}) for i, graph in graphs.items()]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("common", [False, True])
+@pytest.mark.parametrize("name", [lambda i: 10 + i, lambda i: f"{i}.jpg", str])
+def test_graphs_with_ids_belong_to_their_images(directory, name, common):
+    path = directory / ("all.jsonl" if common else "train_scene_graphs.jsonl")
+    (directory / "train_scene_graphs.jsonl").unlink()
+    path.write_text(named_graphs(name))
+    source = ScanPrecomp(directory, scene_graphs=path if common else None)
+    assert source.predicates == ["at"]
+    found = [record["relations"].tolist() for record in examples(source, "train")]
+    assert found == [[[0, 0, 1]], [], [[2, 0, 0]], [[0, 0, 1]]]
+
+
+def test_graphs_of_other_images_are_refused(directory):
+    path = directory / "train_scene_graphs.jsonl"
+    path.write_text(named_graphs(lambda i: f"other{i}.jpg"))
+    with pytest.raises(DataError, match=r"none of the 3 scene graphs is .*; add SPLIT_ids.txt"):
+        ScanPrecomp(directory).read("train", 0)
+    # Without the file images have numbers, which are nobody's ids.
+    path.write_text(named_graphs(lambda i: i))
+    (directory / "train_filenames.txt").unlink()
+    (directory / "train_ids.txt").unlink()
+    with pytest.raises(DataError, match="none of the 3 scene graphs"):
+        ScanPrecomp(directory).read("train", 0)
+
+
+def test_two_files_of_graphs_are_refused(directory):
+    (directory / "all.jsonl").write_text(named_graphs(lambda i: 10 + i))
+    with pytest.raises(DataError, match=r"train_scene_graphs.jsonl and --scene-graphs .*all.jsonl"):
+        ScanPrecomp(directory, scene_graphs=directory / "all.jsonl").read("train", 0)
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+@pytest.mark.parametrize("ids", [False, True])
+def test_objects_of_graphs_are_joined_with_regions_by_boxes(tmp_path, repeated, ids):
+    expected = write_split(tmp_path, repeated=repeated)
+    (tmp_path / "train_labels.npy").unlink()
+    lines = []
+    for i in range(IMAGES):
+        boxes = expected["boxes"][i, ::-1].tolist()
+        line = {"boxes": boxes, "labels": ["c", "b", "a"], "relations": [[0, "on", 2, 0.5]]}
+        lines += [line | ({"id": 10 + i} if ids else {})] * (CAPTIONS if repeated else 1)
+    text = "".join(f"{json.dumps(line)}\n" for line in lines)
+    (tmp_path / "train_scene_graphs.jsonl").write_text(text)
+    source = ScanPrecomp(tmp_path)
+    assert source.labels == ["a", "b", "c"]
+    for record in examples(source, "train"):
+        assert record["relations"].tolist() == [[2, 0, 0]]
+        assert record["object_labels"].tolist() == [0, 1, 2]
+
+
+def test_labels_of_regions_come_before_those_of_graphs(directory):
+    line = {"labels": ["x", "y", "z"], "relations": []}
+    (directory / "train_scene_graphs.jsonl").write_text(f"{json.dumps(line)}\n" * IMAGES)
+    source = ScanPrecomp(directory)
+    assert source.labels == ["person", "dog", "ball"]
+    expected = np.load(directory / "train_labels.npy")[1]
+    np.testing.assert_array_equal(source.read("train", 1)["object_labels"], expected)
+
+
+def test_graphs_without_ids_are_one_an_image(directory):
+    edit_text("scene_graphs.jsonl", lambda d: d[: d.index(b"\n") + 1])(directory)
+    with pytest.raises(DataError, match=r"scene_graphs.jsonl has 1 rows and train_ims.npy has 4"):
+        ScanPrecomp(directory).read("train", 0)
 
 
 @pytest.mark.parametrize("repeated", [False, True])

@@ -11,12 +11,12 @@ from data_pipeline.errors import DataError
 from data_pipeline.sources.scene_graphs import SceneGraphs, intersection_over_union
 
 
-def graphs(tmp_path, *lines):
+def graphs(tmp_path, *lines, of_split=False):
     path = tmp_path / "graphs.jsonl"
     path.write_text(
         "".join(f"{line if isinstance(line, str) else json.dumps(line)}\n" for line in lines)
     )
-    return SceneGraphs(path)
+    return SceneGraphs(path, of_split)
 
 
 GOOD = {"id": 3, "relations": [[0, "on", 1, 0.5]]}
@@ -33,6 +33,8 @@ BOX = [0, 0, 4, 4]
         ({"id": [4], "relations": []}, 'line 2 needs an "id"'),
         ({"id": 4, "relations": [], "labels": [1]}, "line 2 needs"),
         ({"id": 4, "relations": [], "boxes": [[1, 2, 3]]}, "line 2 needs"),
+        ({"id": 4, "relations": [], "boxes": [[0, 0, 1, 10**400]]}, "line 2 needs"),
+        ({"id": 4, "relations": [], "boxes": [[0, 0, 1, float("nan")]]}, "line 2 needs"),
         ({"id": 4, "relations": [], "boxes": [BOX], "labels": ["a", "b"]}, "line 2 needs"),
         ({"id": 3, "relations": []}, "line 2: id 3 was on line 1 already"),
     ],
@@ -55,6 +57,61 @@ def test_objects_without_boxes_must_be_the_regions(tmp_path):
     with pytest.raises(DataError, match="has 2 objects and the image 5 regions"):
         found.read("3", None, 5)
     assert found.predicates == ["on"] and found.labels == ["a", "b"] and len(found) == 1
+
+
+def test_objects_that_are_one_region(tmp_path):
+    """Objects 0 and 2 are region 1, the second one better; 1 is region 0, and has no like."""
+    regions = np.array([[50, 50, 60, 60], [0, 0, 10, 10]], np.float32)
+    graph = {"id": 3, "labels": ["man", "hat", "boy"]}
+    graph["boxes"] = [[0, 0, 10, 9], [50, 50, 60, 60], [0, 0, 10, 10]]
+    graph["relations"] = [[0, "is", 2, 0.5], [0, "on", 1, 0.5], [1, "at", 2, 0.5], [1, "by", 1]]
+    found = graphs(tmp_path, graph).read("3", regions, 2)
+    assert found.relations == [(1, "on", 0, 0.5), (0, "at", 1, 0.5), (0, "by", 0, 1.0)]
+    assert found.labels == ["hat", "boy"]
+    assert found.where == f"{tmp_path / 'graphs.jsonl'} line 1"
+    graph["boxes"][0], graph["boxes"][2] = graph["boxes"][2], graph["boxes"][0]
+    assert graphs(tmp_path, graph).read("3", regions, 2).labels == ["hat", "man"]
+
+
+def test_which_of_its_names_an_image_has(tmp_path):
+    found = graphs(tmp_path, GOOD, GOOD | {"id": "a.jpg"}, GOOD | {"id": "b"})
+    names = {"id": "9", "row": "3", "file": "a.jpg", "stem": "a"}
+    assert not found.by_row
+    assert found.find(names) == "a.jpg"
+    assert found.find(names | {"id": "3"}) == "3"
+    assert found.find({"file": "b.jpg", "stem": "b"}) == "b"
+    assert found.find({"row": "3"}) is None  # That is the id of another image.
+    with pytest.raises(DataError, match="graphs.jsonl: none of the 3 scene graphs is of an"):
+        found.check_any([{"row": "3"}, {"id": "4"}])
+
+
+NAMELESS = {"relations": [[0, "on", 1, 0.5]]}
+
+
+def test_graphs_of_a_split_need_no_ids(tmp_path):
+    found = graphs(tmp_path, NAMELESS, NAMELESS, of_split=True)
+    assert found.by_row and len(found) == 2
+    assert found.find({"id": "7", "row": "1"}) == "1"
+    assert found.read("1", None, 2).where.endswith("graphs.jsonl line 2")
+    with pytest.raises(DataError, match='line 1 needs an "id"'):
+        graphs(tmp_path, NAMELESS)
+    with pytest.raises(DataError, match="line 2 has an id, otherwise than line 1"):
+        graphs(tmp_path, NAMELESS, GOOD, of_split=True)
+    with pytest.raises(DataError, match="line 2 has no id, otherwise than line 1"):
+        graphs(tmp_path, GOOD, NAMELESS, of_split=True)
+
+
+def test_graphs_of_a_split_may_be_repeated_for_each_caption(tmp_path):
+    found = graphs(tmp_path, GOOD, GOOD, GOOD | {"id": 4}, of_split=True)
+    assert len(found) == 2
+    with pytest.raises(DataError, match="line 3: id 3 was on line 1 already"):
+        graphs(tmp_path, GOOD, GOOD | {"id": 4}, GOOD, of_split=True)
+
+
+def test_a_mark_at_the_start_of_a_file_is_no_text(tmp_path):
+    path = tmp_path / "graphs.jsonl"
+    path.write_text(json.dumps(GOOD), encoding="utf-8-sig")
+    assert SceneGraphs(path).read("3", None, 2).relations == [(0, "on", 1, 0.5)]
 
 
 def test_overlaps_by_loops():
@@ -92,7 +149,7 @@ def test_damaged_bytes_bring_a_data_error_or_graphs(tmp_path, data):
     try:
         found = SceneGraphs(path)
         for name in ("3", "a.jpg"):
-            if name in found:
+            if found.find({"id": name}):
                 graph = found.read(name, boxes, 2)
                 assert all(s in (0, 1) and o in (0, 1) for s, _, o, _ in graph.relations)
                 assert len(graph.labels) in (0, 2)

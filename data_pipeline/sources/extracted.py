@@ -18,6 +18,7 @@ from data_pipeline.file_checks import NPZ_ERRORS
 from data_pipeline.sources.captions import Splits
 from data_pipeline.sources.features import Regions
 from data_pipeline.sources.joined import JoinedSource
+from data_pipeline.sources.scene_graphs import SceneGraphs
 
 SETTINGS = "settings.json"
 _KINDS = {
@@ -49,12 +50,15 @@ class Part:
     boxes: np.ndarray
     labels: np.ndarray
 
-    def regions(self, row: int) -> Regions:
-        """Those of one image."""
+    def regions(self, row: int, path: Path) -> Regions:
+        """Those of one image, of the part that was read from path."""
         here = self._rows(row)
         width, height = (int(x) for x in self.sizes[row])
         labels = self.labels[here] if len(self.labels) else None
-        return Regions(self.features[here], self.boxes[here], (width, height), labels)
+        where = f"{path}, image {self.names[row]}"
+        return Regions(
+            self.features[here], where, self.boxes[here], size=(width, height), labels=labels
+        )
 
     def _rows(self, row: int) -> slice:
         stop = int(self.counts[: row + 1].sum())
@@ -142,10 +146,6 @@ class ExtractedFeatures:
         return self._places.keys()
 
     def read(self, name: str) -> Regions:
-        part, row = self._find(name)
-        return part.regions(row)
-
-    def _find(self, name: str) -> tuple[Part, int]:
         if name not in self._places:
             raise DataError(f"there are no features of {name}; extract them")
         path, row = self._places[name]
@@ -155,14 +155,17 @@ class ExtractedFeatures:
         part = self._held[1]
         if row >= len(part.names) or part.names[row] != name:
             raise DataError(f"{path} was written anew while it was read; give the command again")
-        return part, row
+        return part.regions(row, path)
 
 
-def extracted_source(name: str, captions: Splits, store: ExtractedFeatures) -> JoinedSource:
+def extracted_source(
+    name: str, captions: Splits, store: ExtractedFeatures, graphs: SceneGraphs | None = None
+) -> JoinedSource:
     """Captions joined with extracted features; images without features are left out."""
     known = set(store.names())
     kept = {
         split: [item for item in items if item.file_name in known]
         for split, items in captions.items()
     }
-    return JoinedSource(name, {k: v for k, v in kept.items() if v}, store, kind="file")
+    kept = {split: items for split, items in kept.items() if items}
+    return JoinedSource(name, kept, store, kind="file", graphs=graphs)

@@ -16,10 +16,16 @@ from typing import BinaryIO, Protocol
 import numpy as np
 
 from data_pipeline.errors import DataError
-from data_pipeline.file_checks import NPZ_ERRORS, check_file_name
+from data_pipeline.file_checks import (
+    NPZ_ERRORS,
+    check_file_name,
+    check_is_file,
+    read_npy_header,
+)
 
 # An image of 100 regions of 2048 floats is 1.1 MB of base64; nothing real comes near these.
 _MOST_BYTES = 2**28
+_LONGEST_NAME = 2**12  # bytes of a path, on Linux
 _TSV_COLUMNS = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
 
 
@@ -28,13 +34,17 @@ class Regions:
     """The regions of one image.
 
     features: float [R, F].
+    where: file and place of the features, for messages.
     boxes: float [R, 4] x1, y1, x2, y2, or None.
+    boxes_where: file and place of the boxes, if it is another.
     size: width and height in pixels, or None where the store does not know.
     labels: int32 [R] numbers of the store's labels, -1 for none; or None.
     """
 
     features: np.ndarray
+    where: str
     boxes: np.ndarray | None = None
+    boxes_where: str = ""
     size: tuple[int, int] | None = None
     labels: np.ndarray | None = None
 
@@ -71,14 +81,17 @@ class BottomUpTsv:
             raise DataError(f"{', '.join(map(str, paths))} has no lines; give the whole file")
 
     def _find_lines(self, path: Path) -> None:
+        check_is_file(path)
         with path.open("rb") as stream:
             number = 0
             while line := stream.readline(_MOST_BYTES):
                 number, start = number + 1, stream.tell() - len(line)
                 if len(line) == _MOST_BYTES:
                     raise DataError(f"{path} line {number} does not end; this is no features TSV")
-                name = line[:64].split(b"\t", 1)[0].decode("ascii", "replace").strip()
-                if not name.isprintable() or not name:
+                first_column = line[:_LONGEST_NAME].split(b"\t", 1)[0]
+                name = first_column.decode("utf-8-sig", "replace").strip()
+                whole = len(first_column) < _LONGEST_NAME and "\ufffd" not in name
+                if not name.isprintable() or not name or not whole:
                     raise DataError(
                         f"{path} line {number} does not begin with an image id; remove the line, "
                         "or give a features TSV"
@@ -118,7 +131,9 @@ class BottomUpTsv:
                 f"{where} announces {count} boxes and has {len(boxes)} coordinates and "
                 f"{len(features)} feature values; extract the image again"
             )
-        return Regions(features.reshape(count, -1), boxes.reshape(count, 4), (width, height))
+        return Regions(
+            features.reshape(count, -1), where, boxes.reshape(count, 4), size=(width, height)
+        )
 
 
 class FeatureFolders:
@@ -146,8 +161,16 @@ class FeatureFolders:
     @functools.cached_property
     def _endings(self) -> dict[str, str]:
         assert self._features is not None
-        files = (path for path in self._features.iterdir() if path.suffix in (".npz", ".npy"))
-        return {path.stem: path.suffix for path in files}
+        endings: dict[str, str] = {}
+        for path in self._features.iterdir():
+            if path.suffix not in (".npz", ".npy"):
+                continue
+            if path.stem in endings:
+                raise DataError(
+                    f"{self._features} has {path.stem}.npz and {path.stem}.npy; remove one of them"
+                )
+            endings[path.stem] = path.suffix
+        return endings
 
     def names(self) -> Iterable[str]:
         return self._endings.keys()
@@ -157,14 +180,14 @@ class FeatureFolders:
         assert self._features is not None
         path = self._features / f"{name}{self._endings[name]}"
         features = read_small_array(path, key="feat")
-        boxes = None
-        if self._boxes is not None:
-            boxes = read_small_array(self._boxes / f"{name}.npy")
         if features.ndim != 2 or 0 in features.shape:
             raise DataError(
                 f"{path} has shape {list(features.shape)}; it must be [regions, feature width]"
             )
-        return Regions(features, boxes)
+        if self._boxes is None:
+            return Regions(features, str(path))
+        boxes = self._boxes / f"{name}.npy"
+        return Regions(features, str(path), read_small_array(boxes), str(boxes))
 
 
 def read_small_array(path: Path, key: str = "") -> np.ndarray:
@@ -177,6 +200,7 @@ def read_small_array(path: Path, key: str = "") -> np.ndarray:
       DataError: it is no such file, or an array of objects, which only a pickle could read.
     """
     try:
+        check_is_file(path)
         if path.suffix != ".npz":
             with path.open("rb") as stream:
                 return _read_array(stream, path.stat().st_size, path)
@@ -201,15 +225,7 @@ def read_small_array(path: Path, key: str = "") -> np.ndarray:
 
 
 def _read_array(stream: BinaryIO, size: int, path: Path) -> np.ndarray:
-    version = np.lib.format.read_magic(stream)
-    if version not in ((1, 0), (2, 0)):
-        raise ValueError(f"version {version} of the .npy format")
-    header = (
-        np.lib.format.read_array_header_1_0
-        if version == (1, 0)
-        else np.lib.format.read_array_header_2_0
-    )
-    shape, fortran_order, dtype = header(stream)
+    shape, fortran_order, dtype = read_npy_header(stream)
     if dtype.kind not in "fiu":
         raise DataError(f"{path} is an array of {dtype}; it must be one of numbers")
     count = 1

@@ -14,7 +14,6 @@ from data_pipeline.sources.scene_graphs import Graph, SceneGraphs
 from data_pipeline.sources.source import Contents
 
 KINDS = ("id", "row", "file", "stem")
-_GRAPH_NAMES = ("id", "file", "stem")
 
 
 class JoinedSource:
@@ -55,7 +54,9 @@ class JoinedSource:
 
     @property
     def labels(self) -> list[str]:
-        return self._graphs.labels if self._graphs else list(self._store.labels)
+        """Of the detector if it has any, else of the scene graphs."""
+        found = self._store.labels or (self._graphs.labels if self._graphs else [])
+        return list(found)
 
     @property
     def predicates(self) -> list[str]:
@@ -87,22 +88,22 @@ class JoinedSource:
 
     def read(self, split: str, index: int) -> dict[str, Any]:
         item = self._items[split][index]
-        where = f"{self.name}, split {split}, image {item.names()[self.kind]}"
         found = self._regions(item)
         if found.features.shape[1] != self.feature_width:
             raise DataError(
-                f"{where} has features of width {found.features.shape[1]}, the others "
+                f"{found.where} has features of width {found.features.shape[1]}, the others "
                 f"{self.feature_width}; extract all images with one model"
             )
         size = found.size or item.size or self._size(item)
-        boxes = _boxes(found, size, where)
+        boxes = _boxes(found, size)
         graph = self._graph(item, found)
-        count = len(found.features)
-        triples, scores = encode_relations(graph.relations, self._predicate_ids, count, where)
+        triples, scores = encode_relations(
+            graph.relations, self._predicate_ids, len(found.features), graph.where
+        )
         return {
             "file_name": item.file_name,
             "size": np.array(size or (0, 0), np.int32),
-            "regions": half_precision(found.features, where),
+            "regions": half_precision(found.features, found.where),
             "boxes": boxes,
             "object_labels": self._object_labels(found, graph),
             "relations": triples,
@@ -114,23 +115,16 @@ class JoinedSource:
     def _check_names(self) -> None:
         """DataError where two images would read the same features, or no image has its graph."""
         owners: dict[str, str] = {}
-        graphs = 0
         for item in self._all_items():
-            names = item.names()
-            name = names[self.kind]
+            name = item.names()[self.kind]
             owner = item.file_name or str(item.image_id)
             if owners.setdefault(name, owner) != owner:
                 raise DataError(
                     f"{owners[name]} and {owner} would both get the features called "
                     f"{name}; choose other --names, or give captions of one file"
                 )
-            if self._graphs is not None:
-                graphs += any(names[kind] in self._graphs for kind in _GRAPH_NAMES)
-        if self._graphs is not None and not graphs:
-            raise DataError(
-                f"none of the {len(self._graphs)} scene graphs is of an image with captions, "
-                "neither by id nor by file name; give the graphs of these images"
-            )
+        if self._graphs is not None:
+            self._graphs.check_any(item.names() for item in self._all_items())
 
     def _all_items(self) -> Iterable[Item]:
         return (item for items in self._items.values() for item in items)
@@ -139,8 +133,8 @@ class JoinedSource:
         name = item.names()[self.kind]
         if name not in self._names:
             raise DataError(
-                f"{self.name}: image {name} ({item.file_name}) has captions and no features; "
-                "extract it, or leave it out with --on-bad-record=skip"
+                f"{item.where} ({item.file_name}) has captions and no features; extract it, or "
+                "leave it out with --on-bad-record=skip"
             )
         return self._store.read(name)
 
@@ -148,18 +142,15 @@ class JoinedSource:
         return self._sizes[item.row] if item.row < len(self._sizes) else None
 
     def _object_labels(self, found: Regions, graph: Graph) -> np.ndarray:
-        """Those of the scene graphs if there are any, else the detector's."""
-        if self._graphs is None and found.labels is not None:
+        if self._store.labels and found.labels is not None:
             return found.labels
         return np.array([self._label_ids.get(label, -1) for label in graph.labels], np.int32)
 
     def _graph(self, item: Item, found: Regions) -> Graph:
-        if self._graphs is not None:
-            # By its row an image could get the graph of one whose id that number is.
-            for kind in _GRAPH_NAMES:
-                if (name := item.names()[kind]) in self._graphs:
-                    return self._graphs.read(name, found.boxes, len(found.features))
-        return Graph([], [])
+        name = self._graphs.find(item.names()) if self._graphs else None
+        if self._graphs is None or name is None:
+            return Graph([], [])
+        return self._graphs.read(name, found.boxes, len(found.features))
 
 
 def _find_kind(items: Iterable[Item], known: set[str]) -> str:
@@ -187,8 +178,8 @@ def _find_kind(items: Iterable[Item], known: set[str]) -> str:
     return leading[0]
 
 
-def _boxes(found: Regions, size: tuple[int, int] | None, where: str) -> np.ndarray:
-    count = len(found.features)
+def _boxes(found: Regions, size: tuple[int, int] | None) -> np.ndarray:
+    count, where = len(found.features), found.boxes_where or found.where
     if found.boxes is None:
         return np.zeros((count, 4), np.float32)
     if found.boxes.shape != (count, 4):

@@ -9,16 +9,15 @@ import numpy as np
 
 from data_pipeline.errors import DataError
 from data_pipeline.file_checks import (
-    Relation,
     encode_relations,
     half_precision,
     normalised_boxes,
     open_array,
     parse_integer,
-    parse_relations,
     read_lines,
 )
 from data_pipeline.inert_pickle import read_object_array
+from data_pipeline.sources.scene_graphs import Graph, SceneGraphs
 from data_pipeline.sources.source import Contents
 
 _REPEATS = 5  # SCAN's dev and test files hold every image row five times, once a caption.
@@ -42,10 +41,13 @@ class ScanPrecomp:
                                  image_w and image_h, is read without unpickling it
         SPLIT_labels.npy         [N, R] object class of a region, as a line number of labels.txt
         SPLIT_filenames.txt      image files, one a row
-        SPLIT_scene_graphs.jsonl one object a row; "relations": [[subject region, "predicate",
-                                 object region, confidence], ...]; predicates are numbered in
-                                 alphabetical order over all splits, relations are sorted by
-                                 descending confidence
+        SPLIT_scene_graphs.jsonl one object an image; "relations": [[subject, "predicate", object,
+                                 confidence], ...]; without an "id" of its own (the image's id, its
+                                 file's name or that's stem) a line is of the image in its row;
+                                 subjects and objects are regions, or with "boxes" in pixels the
+                                 regions that overlap most; "labels" of the objects are taken where
+                                 there are no SPLIT_labels.npy. --scene-graphs FILE.jsonl with ids
+                                 is one such file for all splits
 
     Only the first two are required; labels.txt lies beside them or in the parent directory. N is n,
     or 5 n where every image is repeated for each of its captions (SCAN's dev and test files): then
@@ -54,7 +56,11 @@ class ScanPrecomp:
     """
 
     def __init__(
-        self, directory: str | Path, splits: Sequence[str] | None = None, name: str | None = None
+        self,
+        directory: str | Path,
+        splits: Sequence[str] | None = None,
+        name: str | None = None,
+        scene_graphs: Path | None = None,
     ) -> None:
         """Opens the feature files and checks their shapes; everything else is read when asked for.
 
@@ -62,6 +68,7 @@ class ScanPrecomp:
             directory: see above.
             splits: the splits to read; by default all that have features.
             name: of the dataset; by default the directory's.
+            scene_graphs: of all splits, instead of SPLIT_scene_graphs.jsonl.
         """
         nested = Path(directory) / "precomp"
         self._directory = nested if nested.is_dir() else Path(directory)
@@ -69,7 +76,7 @@ class ScanPrecomp:
         if splits and len(set(splits)) < len(splits):
             raise DataError(f"--splits {' '.join(splits)} lists a split twice; give each once")
         self._features = {split: self._open_features(split) for split in splits or self._found()}
-        self.labels = self._read_labels()
+        self._scene_graphs = scene_graphs
 
     def splits(self) -> list[str]:
         return list(self._features)
@@ -94,13 +101,29 @@ class ScanPrecomp:
         return next(iter(widths.values()))
 
     @functools.cached_property
+    def labels(self) -> list[str]:
+        """Those of labels.txt, or of the scene graphs where no region has a label of its own."""
+        if not any(self._path(split, "labels.npy").exists() for split in self.splits()):
+            graphs = (self._graphs(split) for split in self.splits())
+            if found := {label for one in graphs if one for label in one.labels}:
+                return sorted(found)
+        for path in (self._directory / "labels.txt", self._directory.parent / "labels.txt"):
+            if path.exists():
+                return read_lines(path)
+        return []
+
+    @functools.cached_property
     def predicates(self) -> list[str]:
-        graphs = (graph for split in self.splits() for graph in self._graphs(split))
-        return sorted({relation[1] for graph in graphs for relation in graph})
+        graphs = (self._graphs(split) for split in self.splits())
+        return sorted({name for one in graphs if one for name in one.predicates})
 
     @functools.cached_property
     def _predicate_ids(self) -> dict[str, int]:
         return {name: number for number, name in enumerate(self.predicates)}
+
+    @functools.cached_property
+    def _label_ids(self) -> dict[str, int]:
+        return {name: number for number, name in enumerate(self.labels)}
 
     def read(self, split: str, index: int) -> dict[str, Any]:
         rows, step = self._features[split], self._step(split)
@@ -112,18 +135,20 @@ class ScanPrecomp:
                 f"{step - 1} are one image; repeat every image {step} times, or none"
             )
         sizes, names = self._sizes(split), self._lines(split, "filenames.txt")
-        captions, graphs = self._captions(split), self._graphs(split)
+        captions = self._captions(split)
         per_image = len(captions) // self._count(split)
         size = np.zeros(2, np.int32) if sizes is None else np.asarray(sizes[index], np.int32)
+        boxes = self._boxes(split, index, size, where)
+        graph = self._graph(split, index, boxes, size)
         relations, scores = encode_relations(
-            graphs[index] if graphs else [], self._predicate_ids, len(regions), where
+            graph.relations, self._predicate_ids, len(regions), graph.where
         )
         return {
             "file_name": names[index] if names else "",
             "size": size,
             "regions": regions,
-            "boxes": self._boxes(split, index, size, where),
-            "object_labels": self._object_labels(split, index, len(regions), where),
+            "boxes": boxes,
+            "object_labels": self._object_labels(split, index, graph, where),
             "relations": relations,
             "relation_scores": scores,
             "captions": captions[index * per_image : (index + 1) * per_image],
@@ -176,12 +201,22 @@ class ScanPrecomp:
         )
 
     @functools.cache  # noqa: B019
-    def _array(self, split: str, ending: str, inner: tuple[int, ...]) -> np.ndarray | None:
-        """[n, *inner], an entry an image, of a file that need not be there."""
+    def _array(
+        self, split: str, ending: str, inner: tuple[int, ...], kinds: str = "fiu"
+    ) -> np.ndarray | None:
+        """[n, *inner], an entry an image, of a file that need not be there.
+
+        kinds: of dtypes that may be in it.
+        """
         path = self._path(split, ending)
         if not path.exists():
             return None
         array = open_array(path)
+        if array.dtype.kind not in kinds:
+            raise DataError(
+                f"{path} is an array of {array.dtype}; it must be one of "
+                f"{'numbers' if 'f' in kinds else 'integers'}"
+            )
         if array.shape[1:] != inner:
             raise DataError(
                 f"{path} has shape {list(array.shape)}; it must be [images, "
@@ -288,30 +323,72 @@ class ScanPrecomp:
             )
         return ids[::repeats]
 
-    def _read_labels(self) -> list[str]:
-        for path in (self._directory / "labels.txt", self._directory.parent / "labels.txt"):
-            if path.exists():
-                return read_lines(path)
-        return []
-
-    def _object_labels(self, split: str, index: int, regions: int, where: str) -> np.ndarray:
-        labels = self._array(split, "labels.npy", (regions,))
+    def _object_labels(self, split: str, index: int, graph: Graph, where: str) -> np.ndarray:
+        labels = self._array(split, "labels.npy", self._features[split].shape[1:2], "iu")
         if labels is None:
-            return np.zeros(0, np.int32)
-        row = labels[index].astype(np.int32)
+            return np.array([self._label_ids.get(label, -1) for label in graph.labels], np.int32)
+        row = labels[index]
         highest = len(self.labels) if self.labels else np.iinfo(np.int32).max
         if (row < 0).any() or (row >= highest).any():
             raise DataError(
                 f"{where}: object label {row[(row < 0) | (row >= highest)][0]} is not a line of "
                 f"labels.txt, which has {len(self.labels)}; use the detector's own list"
             )
-        return row
+        return row.astype(np.int32)
 
     @functools.cache  # noqa: B019
-    def _graphs(self, split: str) -> list[list[Relation]]:
+    def _graphs(self, split: str) -> SceneGraphs | None:
         path = self._path(split, "scene_graphs.jsonl")
-        lines = enumerate(self._lines(split, "scene_graphs.jsonl"), start=1)
-        return [parse_relations(line, path, number) for number, line in lines]
+        if not path.exists():
+            return self._common_graphs
+        if self._scene_graphs is not None:
+            raise DataError(
+                f"{path} and --scene-graphs {self._scene_graphs} are both there; keep the one that "
+                "belongs to these features"
+            )
+        graphs = SceneGraphs(path, of_split=True)
+        self._check_graphs(graphs, [split])
+        return graphs
+
+    @functools.cached_property
+    def _common_graphs(self) -> SceneGraphs | None:
+        if self._scene_graphs is None:
+            return None
+        graphs = SceneGraphs(self._scene_graphs)
+        self._check_graphs(graphs, self.splits())
+        return graphs
+
+    def _check_graphs(self, graphs: SceneGraphs, splits: Sequence[str]) -> None:
+        places = ((split, index) for split in splits for index in range(self._count(split)))
+        graphs.check_any(
+            (self._names(split, index, graphs) for split, index in places),
+            "add SPLIT_ids.txt or SPLIT_filenames.txt, or leave out the ids of graphs that are in "
+            "the order of the rows",
+        )
+
+    def _names(self, split: str, index: int, graphs: SceneGraphs) -> dict[str, str]:
+        """What a scene graph may call an image, by kind; a number that is no id is none."""
+        if graphs.by_row:
+            return {"row": str(self._aligned(split, range(len(graphs)), graphs.path)[index])}
+        names = {}
+        if self._has_ids(split):
+            names["id"] = str(self.contents(split).image_ids[index])
+        if files := self._lines(split, "filenames.txt"):
+            names |= {"file": files[index], "stem": Path(files[index]).stem}
+        return names
+
+    @functools.cache  # noqa: B019
+    def _has_ids(self, split: str) -> bool:
+        return self._path(split, "ids.txt").exists()
+
+    def _graph(self, split: str, index: int, boxes: np.ndarray, size: np.ndarray) -> Graph:
+        """The graph of an image with boxes [R, 4] in 0..1, and size 0 where it is not known."""
+        graphs = self._graphs(split)
+        name = graphs.find(self._names(split, index, graphs)) if graphs else None
+        if graphs is None or name is None:
+            return Graph([], [])
+        pixels = boxes * np.tile(size, 2) if boxes.any() and size.all() else None
+        return graphs.read(name, pixels, len(boxes))
 
 
 def _known_shape(shape: tuple[int, ...]) -> str:

@@ -4,47 +4,67 @@
      "relations": [[subject, "predicate", object, confidence], ...]}
 
 `id` is the image's id, file name or that's stem; boxes are in pixels; `boxes` and `labels` may be
-missing, and then the objects are the regions themselves.
+missing, and then the objects are the regions themselves. In a file of one split, whose lines are
+those of its images, all ids may be missing.
 """
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from data_pipeline.errors import DataError
-from data_pipeline.file_checks import Relation, parse_relations
+from data_pipeline.file_checks import Relation, check_is_file, parse_relations
 
 _SAME = 0.5  # intersection over union from which an object of the graph is a region of the store
 _MOST_BYTES = 2**26
+_FARTHEST = 2.0**31  # pixels
 
 
 class Graph(NamedTuple):
     """One image's graph, its objects numbered as the regions are.
 
     labels: one a region, "" where no object of the graph is that region; or none at all.
+    where: file and line, for messages.
     """
 
     relations: list[Relation]
     labels: list[str]
+    where: str = ""
 
 
 class SceneGraphs:
-    """The graphs of a file, by name; one pass at the start finds lines, predicates and labels."""
+    """The graphs of a file, by name; one pass at the start finds lines, predicates and labels.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    Attributes:
+      path: of the file.
+      by_row: whether lines have no ids: graphs are then called 0, 1, 2, ...
+    """
+
+    def __init__(self, path: Path, of_split: bool = False) -> None:
+        """of_split: the lines are those of a split's images, and need no ids."""
+        self.path, self.by_row, self._of_split = path, False, of_split
         self._places: dict[str, tuple[int, int]] = {}
         predicates: set[str] = set()
         labels: set[str] = set()
+        check_is_file(path)
         with path.open("rb") as stream:
-            number = 0
+            number, before = 0, b""
             while line := stream.readline(_MOST_BYTES):
                 number += 1
                 graph = self._parse(line, number)
-                name = str(graph["id"])
-                if name in self._places:
+                if number == 1:
+                    self.by_row = graph["id"] is None
+                if self.by_row != (graph["id"] is None):
+                    raise DataError(
+                        f"{path} line {number} has {'an' if self.by_row else 'no'} id, otherwise "
+                        "than line 1; give all lines ids, or none"
+                    )
+                name = str(number - 1 if self.by_row else graph["id"])
+                # SCAN's files repeat what belongs to an image for each of its captions.
+                if name in self._places and not (of_split and line == before):
                     raise DataError(
                         f"{path} line {number}: id {name} was on line {self._places[name][1]} "
                         "already; remove one of the two"
@@ -52,13 +72,29 @@ class SceneGraphs:
                 self._places[name] = stream.tell() - len(line), number
                 predicates.update(relation[1] for relation in graph["relations"])
                 labels.update(graph["labels"])
+                before = line
         self.predicates, self.labels = sorted(predicates), sorted(labels)
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._places
 
     def __len__(self) -> int:
         return len(self._places)
+
+    def find(self, names: Mapping[str, str]) -> str | None:
+        """Which of an image's names, by kind, a graph has; None where there is no graph of it."""
+        # By its row an image could get the graph of one whose id that number is.
+        kinds = ("row",) if self.by_row else ("id", "file", "stem")
+        return next((names[k] for k in kinds if names.get(k) in self._places), None)
+
+    def check_any(
+        self,
+        images: Iterable[Mapping[str, str]],
+        remedy: str = "give the graphs of these images",
+    ) -> None:
+        """DataError unless a graph is of one of the images, whose names are given."""
+        if not any(self.find(names) is not None for names in images):
+            raise DataError(
+                f"{self.path}: none of the {len(self)} scene graphs is of an image with captions, "
+                f"neither by id nor by file name; {remedy}"
+            )
 
     def read(self, name: str, boxes: np.ndarray | None, regions: int) -> Graph:
         """The graph of an image with so many regions, [R, 4] boxes in pixels if they are known.
@@ -67,68 +103,74 @@ class SceneGraphs:
         0.5 on; a relation of an object that is no region is left out.
         """
         start, number = self._places[name]
-        with self._path.open("rb") as stream:
+        where = f"{self.path} line {number}"
+        with self.path.open("rb") as stream:
             stream.seek(start)
             graph = self._parse(stream.readline(_MOST_BYTES), number)
         count = len(graph["boxes"]) or len(graph["labels"]) or regions
         wrong = [r for r in graph["relations"] if not (0 <= r[0] < count and 0 <= r[2] < count)]
         if wrong:
             raise DataError(
-                f"{self._path} line {number}: relation {list(wrong[0])} names an object that is "
-                f"not in 0..{count - 1}; write the graph again"
+                f"{where}: relation {list(wrong[0])} names an object that is not in "
+                f"0..{count - 1}; write the graph again"
             )
         if boxes is None or not graph["boxes"]:
             if count != regions:
                 raise DataError(
-                    f"{self._path} line {number} has {count} objects and the image {regions} "
-                    "regions; write the boxes of the objects, or graphs of these regions"
+                    f"{where} has {count} objects and the image {regions} regions; give the boxes "
+                    "of both in pixels, or graphs of these regions"
                 )
-            return Graph(graph["relations"], graph["labels"])
-        return _on_regions(graph, np.asarray(graph["boxes"], np.float32), boxes)
+            return Graph(graph["relations"], graph["labels"], where)
+        return _on_regions(graph, np.asarray(graph["boxes"], np.float32), boxes, where)
 
     def _parse(self, line: bytes, number: int) -> dict[str, Any]:
         try:
-            text = line.decode("utf-8")
+            text = line.decode("utf-8-sig")
         except UnicodeDecodeError:
             raise DataError(
-                f"{self._path} line {number} is not UTF-8; convert the file, e.g. with iconv"
+                f"{self.path} line {number} is not UTF-8; convert the file, e.g. with iconv"
             ) from None
-        relations = parse_relations(text, self._path, number)
+        relations = parse_relations(text, self.path, number)
         content = json.loads(text)
         boxes, labels = content.get("boxes") or [], content.get("labels") or []
-        well = isinstance(content.get("id"), int | str) and isinstance(labels, list)
+        name = content.get("id")
+        well = isinstance(name, int | str) or (name is None and self._of_split)
+        well = well and isinstance(labels, list)
         well = well and all(isinstance(label, str) for label in labels) and _are_boxes(boxes)
         if not well or (boxes and labels and len(boxes) != len(labels)):
             raise DataError(
-                f'{self._path} line {number} needs an "id", and if it has them as many "boxes" '
+                f'{self.path} line {number} needs an "id", and if it has them as many "boxes" '
                 '[x1, y1, x2, y2] as "labels"; write the file again'
             )
-        return {"id": content["id"], "boxes": boxes, "labels": labels, "relations": relations}
+        return {"id": name, "boxes": boxes, "labels": labels, "relations": relations}
 
 
 def _are_boxes(value: Any) -> bool:
     if not isinstance(value, list):
         return False
     return all(
-        isinstance(box, list) and len(box) == 4 and all(isinstance(x, int | float) for x in box)
+        isinstance(box, list)
+        and len(box) == 4
+        and all(isinstance(x, int | float) and abs(x) < _FARTHEST for x in box)
         for box in value
     )
 
 
-def _on_regions(graph: dict[str, Any], objects: np.ndarray, boxes: np.ndarray) -> Graph:
+def _on_regions(graph: dict[str, Any], objects: np.ndarray, boxes: np.ndarray, where: str) -> Graph:
     overlap = intersection_over_union(objects, boxes)  # [objects, R]
     region, best = overlap.argmax(axis=1), overlap.max(axis=1)
     found = best >= _SAME
     relations = [
         (int(region[s]), predicate, int(region[o]), score)
         for s, predicate, o, score in graph["relations"]
-        if found[s] and found[o]
+        # Two objects that are one region have nothing to do with each other there.
+        if found[s] and found[o] and (s == o or region[s] != region[o])
     ]
     labels = [""] * len(boxes) if graph["labels"] else []
-    for number, label in enumerate(graph["labels"]):
+    for number in np.argsort(best, kind="stable") if labels else ():  # The best one is last.
         if found[number]:
-            labels[region[number]] = label
-    return Graph(relations, labels)
+            labels[region[number]] = graph["labels"][number]
+    return Graph(relations, labels, where)
 
 
 def intersection_over_union(a: np.ndarray, b: np.ndarray) -> np.ndarray:
