@@ -15,7 +15,9 @@ import json
 import logging
 import os
 import shlex
+import signal
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import tensorflow as tf
@@ -40,9 +42,12 @@ finally:
 
 _OUTCOME = "outcome.jsonl"  # The pipeline's result, for the process that started it.
 _ERROR = "error.txt"  # What a worker that gave up says, and a sign for the others to stop.
+_INTERRUPTED = "SIGINT"  # stands there when nobody gave up
 # One local worker. Beam's own command breaks on a path with a space and logs each of its steps.
+# Ctrl-C goes to all processes, and Beam would wait for ever for a worker that it ends.
 _WORKER = (
-    "import logging; logging.disable(logging.WARNING); "
+    "import logging, signal; logging.disable(logging.WARNING); "
+    "signal.signal(signal.SIGINT, signal.SIG_IGN); "
     "from apache_beam.runners.worker import sdk_worker_main; sdk_worker_main.main([])"
 )
 
@@ -62,10 +67,26 @@ class BeamWriter:
           workers: processes of this machine; 1 is this process itself.
           beam_args: options of another runner, e.g. --runner=DataflowRunner --project=...; then
             `workers` does not matter.
+
+        Raises:
+          DataError: Beam does not know the runner, or an option without one.
         """
         self._make_source, self._workers = make_source, workers
         # Without a list PipelineOptions would read sys.argv.
         self._options = PipelineOptions([f"--direct_num_workers={workers}", *beam_args])
+        with _quiet_beam():
+            self._local = "runner" not in self._options.get_all_options(drop_default=True)
+            if self._local:
+                _check_known(self._options)
+        self._pipeline()  # What is wrong with a runner is told before any work.
+
+    def _pipeline(self) -> beam.Pipeline:
+        runner = _local(self._workers) if self._local else None
+        try:
+            return beam.Pipeline(runner=runner, options=self._options)
+        except (ValueError, ImportError, AttributeError) as error:
+            reason = " ".join(str(error).split())
+            raise DataError(f"Beam can't run with the options behind -- ({reason})") from None
 
     def __call__(
         self, shards: Sequence[Shard], source: Source, directory: str, on_bad: BadRecords
@@ -76,9 +97,8 @@ class BeamWriter:
           DataError: as `write_shard`.
         """
         outcome, error = os.path.join(directory, _OUTCOME), os.path.join(directory, _ERROR)
-        chosen = "runner" in self._options.get_all_options(drop_default=True)
-        runner = None if chosen else _local(self._workers)
-        with _quiet_beam(), beam.Pipeline(runner=runner, options=self._options) as pipeline:
+        around = _on_this_machine(error) if self._local else contextlib.nullcontext()
+        with around, self._pipeline() as pipeline:
             _ = (
                 pipeline
                 | beam.Create(shards)
@@ -89,7 +109,8 @@ class BeamWriter:
             )
         if tf.io.gfile.exists(error):
             with tf.io.gfile.GFile(error) as file:
-                raise DataError(file.read())
+                message = file.read()
+            raise KeyboardInterrupt if message == _INTERRUPTED else DataError(message)
         with tf.io.gfile.GFile(outcome) as file:
             written = [Written.from_json(json.loads(line)) for line in file.read().splitlines()]
         by_shard = {done.shard: done for done in written}
@@ -104,19 +125,33 @@ class _WriteShard(beam.DoFn):
     ) -> None:
         self._make_source, self._directory, self._on_bad = make_source, directory, on_bad
         self._source: Source | None = None
+        self._error, self._next_look = os.path.join(directory, _ERROR), 0.0
 
     def process(self, shard: Shard) -> Iterator[Written]:
-        error = os.path.join(self._directory, _ERROR)
-        if tf.io.gfile.exists(error):
-            return
         try:
+            self._look()
             if self._source is None:
                 self._source = self._make_source()
             features = schema(self._source.feature_width)
-            yield write_shard(shard, self._source, self._directory, features, self._on_bad)
+            yield write_shard(
+                shard, self._source, self._directory, features, self._on_bad, self._look
+            )
+        except _GivenUp:
+            pass
         except DataError as reason:
-            with tf.io.gfile.GFile(error, "w") as file:
+            with tf.io.gfile.GFile(self._error, "w") as file:
                 file.write(str(reason))
+
+    def _look(self) -> None:
+        """Raises _GivenUp if another worker gave up or the user did; looks once a second."""
+        if time.monotonic() >= self._next_look:
+            self._next_look = time.monotonic() + 1
+            if tf.io.gfile.exists(self._error):
+                raise _GivenUp
+
+
+class _GivenUp(Exception):
+    """The whole build is given up."""
 
 
 class _Collect(beam.CombineFn):
@@ -147,6 +182,33 @@ class _Collect(beam.CombineFn):
 def _save(written: list[Written], path: str) -> None:
     with tf.io.gfile.GFile(path, "w") as file:
         file.write("".join(f"{json.dumps(done.to_json())}\n" for done in written))
+
+
+def _check_known(options: PipelineOptions) -> None:
+    """DataError for what Beam would leave out without a word."""
+    everything = options.get_all_options(retain_unknown_options=True)
+    if unknown := sorted(everything.keys() - options.get_all_options().keys()):
+        raise DataError(
+            f"--{unknown[0]} behind -- is no option of Beam without a --runner; correct it"
+        )
+
+
+@contextlib.contextmanager
+def _on_this_machine(error: str) -> Iterator[None]:
+    """SIGINT makes the workers give up, as Beam would wait for them; a second one ends all."""
+
+    def give_up(number: int, frame: object) -> None:
+        del frame
+        signal.signal(number, signal.SIG_DFL)
+        with tf.io.gfile.GFile(error, "w") as file:
+            file.write(_INTERRUPTED)
+
+    before = signal.signal(signal.SIGINT, give_up)
+    try:
+        with _quiet_beam():
+            yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _local(workers: int) -> FnApiRunner:

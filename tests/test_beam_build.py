@@ -1,10 +1,12 @@
 """A dataset written by Beam's workers: the files of one process, and never a part for the whole."""
 
+import contextlib
 import functools
 import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import tensorflow as tf
@@ -53,9 +55,88 @@ def test_the_command_line_takes_beam(tmp_path, capsys):
     beam = [*words, str(tmp_path / "beam"), "--beam", "--workers", "1", "--", "--save_main_session"]
     assert build_program.main(beam) == 0
     assert files(tmp_path / "beam") == files(tmp_path / "loop")
-    capsys.readouterr()
-    assert build_program.main([*words, str(tmp_path / "x"), "--", "--runner=FlinkRunner"]) == 2
-    assert "--runner=FlinkRunner behind -- is an option of Beam" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (
+            ["--", "--runner=FlinkRunner"],
+            "--runner=FlinkRunner behind -- is an option of Beam; add",
+        ),
+        (["--workers", "3"], "--workers=3 are processes of Beam; add --beam"),
+        (["--beam", "--", "--job_nam=x"], "--job_nam behind -- is no option of Beam"),
+        (["--beam", "--", "--runner=Spork"], "Unexpected pipeline runner: Spork"),
+        (["--beam", "--", "--runner=no.such.Runner"], "No module named 'no'"),
+    ],
+)
+def test_options_that_do_nothing_are_mistakes(tmp_path, capsys, options, expected):
+    words = ["synthetic", "--train", "4", "--dev", "0", "--test", "0", "--out", str(tmp_path)]
+    assert build_program.main([*words, *options]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and expected in error
+    assert not list(tmp_path.iterdir())
+
+
+SLOW = """if True:
+    import os, pathlib, sys, time
+    parent = os.getpid()
+    begun = pathlib.Path(sys.argv[1])
+    from data_pipeline import build
+    from data_pipeline.synthetic import SyntheticScenes
+
+    class Slow(SyntheticScenes):
+        def read(self, split, index):
+            if os.getpid() != parent:
+                begun.touch()
+                time.sleep(0.2)
+            return super().read(split, index)
+
+    build.SyntheticScenes = Slow
+    sys.exit(build.main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize(("at_work", "to_all"), [(False, False), (True, True)])
+def test_ctrl_c_ends_the_workers_too(tmp_path, at_work, to_all):
+    """SIGINT to one process alone, as `kill` and job schedulers send it, or as a terminal does.
+
+    When workers are not at work yet, Beam by itself waits for them for ever.
+    """
+    words = ["synthetic", "--train", "4000", "--out", str(tmp_path / "data")]
+    parent = dataset_path(tmp_path / "data", "scenes").parent
+    command = [
+        sys.executable,
+        "-c",
+        SLOW,
+        str(tmp_path / "begun"),
+        *words,
+        "--beam",
+        "--workers",
+        "2",
+    ]
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            wait_for(tmp_path, "begun" if at_work else "data/**/.staging-*")
+            time.sleep(0 if at_work else 1)  # The processes are there, and begin with imports.
+            (os.killpg if to_all else os.kill)(process.pid, signal.SIGINT)
+            # All of it would take 400 seconds.
+            assert process.wait(120) == 128 + signal.SIGINT
+            assert process.stderr.read().splitlines()[-1] == "stopped; nothing was built"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert [path.name for path in parent.iterdir()] == [".lock"]
+
+
+def wait_for(directory, pattern):
+    for _ in range(1200):
+        if any(directory.glob(pattern)):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"no {pattern} after two minutes")
 
 
 def test_a_bucket_gets_the_same_files(tmp_path):
