@@ -23,16 +23,24 @@ from typing import TYPE_CHECKING, Any
 
 import PIL
 
-from data_pipeline.caption_flags import add_caption_flags, captions_of
+from data_pipeline.caption_flags import (
+    add_caption_flags,
+    add_scene_graphs_flag,
+    captions_of,
+    scene_graphs_of,
+)
 from data_pipeline.errors import DataError
 from data_pipeline.extraction import BAD_IMAGES, Budget, Parts, alone, extract, remove_features
 from data_pipeline.file_checks import check_name
 from data_pipeline.image_files import Search, find_images
 from data_pipeline.sources.captions import Splits
 from data_pipeline.sources.extracted import ExtractedFeatures, extracted_source
+from data_pipeline.sources.scene_graphs import SceneGraphs
 
 if TYPE_CHECKING:
     from data_pipeline.region_extractors import RegionExtractor
+
+_LARGEST_SIDE = 4096  # of the square that a backbone sees
 
 _HELP = """\
 Computes region features of your own images with a Hugging Face vision model, and builds a dataset
@@ -47,7 +55,7 @@ The captions file is a table (CSV, TSV or JSONL), one line a caption:
 
 `image` is a file below IMAGES_DIR. With a column `split` (train, dev, test) you say which images
 are kept for validation and test; without one, --dev and --test say how many. The other layouts that
---captions takes name files too.
+--captions takes name files too; Karpathy's JSON of COCO also their folder, such as val2014.
 
 Regions are the cells of a grid (--grid), each the mean of the backbone's patches there; or, with
 --detector, the best boxes of an object detector, whose class names become object labels. Backbones:
@@ -57,7 +65,8 @@ PekingU/rtdetr_r50vd, hustvl/yolos-small. A directory with such a model will do 
 
 The work may be stopped at any moment; the same command continues it. Images that are missing or
 cannot be read are left out and listed in OUT/extracted/NAME/bad_images.txt. An image that was
-added, or replaced by one of another size in bytes, is extracted when the command is given again.
+added, or replaced by one of another size in bytes, is extracted when the command is given again
+with --overwrite, which keeps the features of all others.
 """
 
 _EXAMPLES = """\
@@ -134,7 +143,8 @@ def _search(directory: Path, captions: Splits) -> Search:
     if not directory.is_dir():
         raise DataError(f"IMAGES_DIR={directory} is no directory; give the one with the images")
     # In the order in which the dataset is written: it then reads each part once.
-    search = find_images(directory, (i.file_name for items in captions.values() for i in items))
+    folders = {i.file_name: i.folder for items in captions.values() for i in items}
+    search = find_images(directory, folders, folders)
     if not search.files:
         name, reason = next(iter(search.bad.items()))
         raise DataError(
@@ -146,7 +156,12 @@ def _search(directory: Path, captions: Splits) -> Search:
 
 def _run(args: argparse.Namespace) -> None:
     check_name(args.name, "--name")
-    captions = captions_of(args)
+    if "://" in args.out:
+        raise DataError(
+            f"--out={args.out}: features are kept on a disk; give a directory, and copy its "
+            "region_captions to the bucket afterwards"
+        )
+    captions, graphs = captions_of(args), scene_graphs_of(args)
     for split in captions:
         check_name(split, "split")  # now, and not when all is extracted
     search = _search(args.images, captions)
@@ -175,14 +190,20 @@ def _run(args: argparse.Namespace) -> None:
         split: [item for item in items if item.file_name not in budget.bad]
         for split, items in captions.items()
     }
-    _build(args, found, ExtractedFeatures(directory))
+    _build(args, found, ExtractedFeatures(directory), graphs)
     _report(args, extractor, budget, directory)
 
 
-def _build(args: argparse.Namespace, captions: Splits, store: ExtractedFeatures) -> None:
-    from data_pipeline.build import build  # imports TensorFlow
+def _build(
+    args: argparse.Namespace,
+    captions: Splits,
+    store: ExtractedFeatures,
+    graphs: SceneGraphs | None,
+) -> None:
+    from data_pipeline.build import build, check_counts  # imports TensorFlow
 
-    build(extracted_source(args.name, captions, store), args.out, overwrite=args.overwrite)
+    source = extracted_source(args.name, captions, store, graphs)
+    check_counts(source, build(source, args.out, overwrite=args.overwrite))
 
 
 def _report(
@@ -209,6 +230,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("images", type=Path, metavar="IMAGES_DIR", help="where the images are")
     add_caption_flags(parser)
+    add_scene_graphs_flag(parser)
     parser.add_argument("--out", default="data", help="where datasets are (default: data)")
     parser.add_argument("--name", required=True, help="the dataset's name, e.g. mine")
     parser.add_argument(
@@ -221,7 +243,7 @@ def _parser() -> argparse.ArgumentParser:
     models.add_argument(
         "--image-size",
         "--image_size",
-        type=_count,
+        type=_side,
         default=224,
         metavar="PIXELS",
         help="width and height to which images are scaled for the backbone (default: 224)",
@@ -237,7 +259,7 @@ def _parser() -> argparse.ArgumentParser:
         "--regions", type=_count, metavar="N", help="best boxes of an image (default: 36)"
     )
     models.add_argument(
-        "--least-score", type=float, metavar="SCORE", help="of a box, 0..1 (default: 0.1)"
+        "--least-score", type=_score, metavar="SCORE", help="of a box, 0..1 (default: 0.1)"
     )
     work = parser.add_argument_group("work")
     work.add_argument("--batch-size", "--batch_size", type=_count, default=16, metavar="N")
@@ -262,6 +284,18 @@ def _parser() -> argparse.ArgumentParser:
 def _count(text: str) -> int:
     if (value := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not positive")
+    return value
+
+
+def _side(text: str) -> int:
+    if (value := _count(text)) > _LARGEST_SIDE:
+        raise argparse.ArgumentTypeError(f"{text} is more than {_LARGEST_SIDE} pixels")
+    return value
+
+
+def _score(text: str) -> float:
+    if not 0 <= (value := float(text)) <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is no score; give a number from 0 to 1")
     return value
 
 

@@ -10,7 +10,7 @@ import dataclasses
 import errno
 import functools
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -47,20 +47,28 @@ class Search:
     bad: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def find_images(directory: Path, names: Iterable[str]) -> Search:
-    """Looks names up in a directory, each once; no name and no link leads out of it."""
+def find_images(
+    directory: Path, names: Iterable[str], folders: Mapping[str, str] | None = None
+) -> Search:
+    """Looks names up in a directory, each once; no name and no link leads out of it.
+
+    Args:
+      folders: name -> where below the directory to look as well, as Karpathy's JSON says it.
+    """
     root, found = directory.resolve(), Search()
     for name in dict.fromkeys(names):
         try:
-            found.files[name] = _find(root, name)
+            found.files[name] = _find(root, name, (folders or {}).get(name, ""))
         except BadImage as error:
             found.bad[name] = str(error)
     return found
 
 
-def _find(root: Path, name: str) -> ImageFile:
+def _find(root: Path, name: str, folder: str) -> ImageFile:
     try:
         path = (root / name).resolve()
+        if folder and not path.exists():
+            path = (root / folder / name).resolve()
         if not path.is_relative_to(root):
             raise BadImage(f"leads out of {root}")
         status = path.stat()

@@ -498,7 +498,7 @@ def command(models, directory, *options, backbone="vit", grid=2, out=None):
 @pytest.fixture
 def without_dataset(monkeypatch):
     """Features only."""
-    monkeypatch.setattr(program, "_build", lambda args, captions, store: None)
+    monkeypatch.setattr(program, "_build", lambda args, captions, store, graphs: None)
 
 
 @pytest.fixture
@@ -748,6 +748,9 @@ def test_what_is_missing_is_said_in_one_line(models, ten, capsys, monkeypatch):
         (["--detector", "x", "--grid", "3"], "--grid is without --detector"),
         (["--regions", "3"], "--regions is of the boxes that a --detector finds"),
         (["--batch-size", "0"], "0 is not positive"),
+        (["--image-size", "1000000"], "1000000 is more than 4096 pixels"),
+        (["--detector", "x", "--least-score", "1.5"], "1.5 is no score; give a number from 0 to 1"),
+        (["--detector", "x", "--least-score", "nan"], "nan is no score"),
     ],
 )
 def test_flags_that_do_not_fit(models, tmp_path, capsys, options, message):
@@ -759,6 +762,53 @@ def test_flags_that_do_not_fit(models, tmp_path, capsys, options, message):
 def test_odd_names_are_told_before_the_work(models, ten, capsys):
     assert run(models, ten, "--name", "../x") == 2
     assert "--name '../x' is no name" in capsys.readouterr().err
+
+
+def test_features_are_not_written_to_a_bucket(models, ten, capsys):
+    assert run(models, ten, out="gs://bucket/data") == 2
+    assert "error: --out=gs://bucket/data: features are kept on a disk" in capsys.readouterr().err
+    assert not Path("gs:").exists()
+
+
+def test_images_may_lie_in_the_folder_that_karpathys_file_names(tmp_path):
+    for name, side in (("val2014/a.png", 20), ("b.png", 30), ("val2014/b.png", 40)):
+        draw(tmp_path / "images" / name, 0, (60, side))
+    names, folder = ["a.png", "b.png", "c.png"], {"a.png": "val2014", "b.png": "val2014"}
+    found = find_images(tmp_path / "images", names, folder | {"c.png": "val2014"})
+    root = tmp_path / "images"
+    assert {name: file.path for name, file in found.files.items()} == {
+        **{"a.png": root / "val2014" / "a.png", "b.png": root / "b.png"},
+    }
+    assert found.bad == {"c.png": "missing"}
+    draw(tmp_path / "secret.png", 0)
+    found = find_images(root, ["secret.png"], {"secret.png": "val2014/../.."})
+    assert found.bad == {"secret.png": f"leads out of {root}"}
+
+
+def test_detected_objects_of_karpathys_images_get_scene_graphs(models, tmp_path, capsys):
+    sentences = [{"raw": "A dog."}]
+    image = {"filename": "a.png", "filepath": "val2014", "cocoid": 7, "split": "train"}
+    content = {"images": [image | {"sentences": sentences}]}
+    (tmp_path / "captions.csv").write_text("")
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    picture = draw(tmp_path / "images" / "val2014" / "a.png", 0)
+    (seen,) = Detector(str(models / "yolos"), CPU).detect(
+        np.array(picture.resize((80, 64), Image.Resampling.BICUBIC))[None]
+    )
+    kept = loop_of_suppression(seen.boxes.tolist(), seen.scores.tolist(), 4)
+    boxes = (seen.boxes[kept] * [60, 44, 60, 44]).tolist()
+    graph = {"id": 7, "boxes": boxes[:2][::-1], "relations": [[0, "on", 1, 0.5]]}
+    (tmp_path / "graphs.jsonl").write_text(json.dumps(graph))
+    options = ["--detector", models / "yolos", "--regions", 4, "--least-score", 0]
+    options += ["--scene-graphs", tmp_path / "graphs.jsonl"]
+    words = command(models, tmp_path, *options, grid=None)
+    words[words.index("--captions") + 1] = str(tmp_path / "dataset.json")
+    assert program.main(words) == 0, capsys.readouterr().err
+    builder = open_dataset(tmp_path / "out", "mine")
+    assert builder.info.metadata["labels"] == ["person", "dog", "ball", "kite", "boat"]
+    (record,) = builder.as_dataset("train").as_numpy_iterator()
+    assert record["relations"].tolist() == [[1, 0, 0]]
+    assert record["object_labels"].tolist() == seen.labels[kept].tolist()
 
 
 def test_help_shows_a_captions_file():
