@@ -23,7 +23,12 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from etils import epath
 
-from data_pipeline.caption_flags import add_caption_flags, captions_of
+from data_pipeline.caption_flags import (
+    add_caption_flags,
+    add_scene_graphs_flag,
+    captions_of,
+    scene_graphs_of,
+)
 from data_pipeline.check import check
 from data_pipeline.errors import DataError
 from data_pipeline.region_captions import (
@@ -39,7 +44,6 @@ from data_pipeline.sources import (
     FeatureFolders,
     JoinedSource,
     ScanPrecomp,
-    SceneGraphs,
     Source,
 )
 from data_pipeline.sources.joined import KINDS
@@ -107,16 +111,42 @@ def build(
     return builder
 
 
+def check_counts(source: Source, builder: tfds.core.DatasetBuilder) -> None:
+    """DataError if a dataset was built of fewer or more images or captions than a source has."""
+    metadata = builder.info.metadata
+    left_out = metadata.get("left_out", {})
+    before = {
+        split: (figures["images"] + left_out.get(split, 0), figures["captions"])
+        for split, figures in metadata["splits"].items()
+    }
+    now = {split: source.contents(split).caption_counts for split in source.splits()}
+    for split in [*now, *(before.keys() - now.keys())]:
+        counts = now.get(split, ())
+        found, known = (len(counts), int(sum(counts))), before.get(split, (0, 0))
+        # Captions of images that were left out were not counted.
+        if found != known and (found[0] != known[0] or not left_out.get(split)):
+            raise DataError(
+                f"{builder.data_dir} was built of {known[0]} images with {known[1]} captions in "
+                f"{split}, and now there are {found[0]} with {found[1]}; build it again with "
+                "--overwrite, or take another --name"
+            )
+
+
 def summary(builder: tfds.core.DatasetBuilder) -> str:
     """What is in a dataset, as a table of its splits and a few lines."""
     metadata = builder.info.metadata
-    lines = [f"{'split':<8}{'images':>9}{'captions':>10}{'regions':>9}{'words a caption':>24}"]
+    lines = [
+        f"{'split':<8}{'images':>9}{'captions':>10}{'regions':>9}{'words a caption':>24}"
+        f"{'with boxes':>12}{'with relations':>16}"
+    ]
     for split, figures in metadata["splits"].items():
         regions = sorted({figures["min_regions"], figures["max_regions"]})
         words = f"mean {figures['mean_words']:.1f}, max {figures['max_words']}"
         lines.append(
             f"{split:<8}{figures['images']:>9,}{figures['captions']:>10,}"
             f"{'-'.join(map(str, regions)):>9}{words:>24}"
+            # Older datasets do not say.
+            f"{figures.get('with_boxes', '?'):>12}{figures.get('with_relations', '?'):>16}"
         )
     size = sum(file.stat().length for file in epath.Path(builder.data_dir).iterdir())
     lines += [
@@ -185,7 +215,6 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--workers",
             type=_count,
-            default=2,
             metavar="N",
             help="with --beam: processes (default: 2)",
         )
@@ -195,6 +224,7 @@ def _parser() -> argparse.ArgumentParser:
     scan.add_argument("directory", help="the directory, or the one above its precomp/")
     scan.add_argument("--name", required=True, help="the dataset's name, e.g. flickr8k")
     scan.add_argument("--splits", nargs="+", help="default: every SPLIT_ims.npy that is there")
+    add_scene_graphs_flag(scan)
 
     folders = add("folders", _FOLDERS_HELP, "from bu_att/ID.npz and bu_box/ID.npy (TERAN, SGAE)")
     folders.add_argument("directory", type=Path, help="the directory above bu_att and bu_box")
@@ -230,21 +260,23 @@ def _add_joined_flags(command: argparse.ArgumentParser) -> None:
         help="widths and heights by row of the caption file, where neither features nor captions "
         "have them: sizes.pkl of TERAN (a list of pairs, read without unpickling), .json or .npy",
     )
-    command.add_argument(
-        "--scene-graphs",
-        type=Path,
-        metavar="FILE.jsonl",
-        help="relations among objects; python -m data_pipeline.convert_graphs makes one of SGM's",
-    )
+    add_scene_graphs_flag(command)
 
 
 def _opener(args: argparse.Namespace) -> Callable[[], Source]:
     """What opens the source, here or in a worker."""
     if args.command == "scan":
-        return functools.partial(ScanPrecomp, args.directory, splits=args.splits, name=args.name)
+        return functools.partial(
+            ScanPrecomp,
+            args.directory,
+            splits=args.splits,
+            name=args.name,
+            scene_graphs=args.scene_graphs,
+        )
     if args.command == "synthetic":
         sizes = {"train": args.train, "dev": args.dev, "test": args.test}
-        return functools.partial(SyntheticScenes, sizes, args.seed, args.name, args.images)
+        images = None if args.check else args.images
+        return functools.partial(SyntheticScenes, sizes, args.seed, args.name, images)
     return functools.partial(_joined, args)
 
 
@@ -258,7 +290,7 @@ def _joined(args: argparse.Namespace) -> Source:
         store,
         kind=args.names,
         sizes=read_sizes(args.sizes) if args.sizes else (),
-        graphs=SceneGraphs(args.scene_graphs) if args.scene_graphs else None,
+        graphs=scene_graphs_of(args),
     )
 
 
@@ -268,10 +300,12 @@ def _writer(
     if not args.beam:
         if beam_args:
             raise DataError(f"{beam_args[0]} behind -- is an option of Beam; add --beam")
+        if args.workers is not None:
+            raise DataError(f"--workers={args.workers} are processes of Beam; add --beam")
         return write_in_turn
     from data_pipeline.beam_build import BeamWriter  # Late: it needs the extra "beam".
 
-    return BeamWriter(make_source, args.workers, beam_args)
+    return BeamWriter(make_source, args.workers or 2, beam_args)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -281,14 +315,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(words[:end])
     try:
         make_source = _opener(args)
-        source = make_source()
         if args.check:
-            report = check(source)
+            report = check(make_source)
             print(report)
             return 1 if report.problems else 0
         on_bad = BadRecords(skip=args.on_bad_record == "skip", limit=args.max_bad)
         write = _writer(args, make_source, words[end + 1 :])
-        build(source, args.out, args.overwrite, on_bad, write)
+        source = make_source()
+        check_counts(source, build(source, args.out, args.overwrite, on_bad, write))
     except (DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

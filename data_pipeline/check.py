@@ -3,12 +3,14 @@
 import collections
 import dataclasses
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from data_pipeline.errors import DataError
+from data_pipeline.file_checks import check_name
 from data_pipeline.records import check_contents, check_record
 from data_pipeline.sources.source import Source
 from data_pipeline.split_statistics import Statistics
@@ -25,7 +27,8 @@ class Report:
     notes: list[str] = dataclasses.field(default_factory=list)
 
     def __str__(self) -> str:
-        lines = [SplitFigures.header(), *(str(figures) for figures in self.figures.values())]
+        lines = [SplitFigures.header()] if self.figures else []
+        lines += [str(figures) for figures in self.figures.values()]
         lines += [f"note: {note}" for note in self.notes]
         lines += [f"problem: {problem}" for problem in self.problems[:_SHOWN]]
         if (more := len(self.problems) - _SHOWN) > 0:
@@ -53,7 +56,8 @@ class SplitFigures:
         """The line above the splits."""
         return (
             f"{'split':<8}{'images':>9}{'captions':>10}{'an image':>10}{'words':>20}"
-            f"{'regions':>10}{'features from .. to':>22}{'relations':>11}"
+            f"{'regions':>10}{'features from .. to':>22}{'with boxes':>12}{'with relations':>16}"
+            f"{'relations':>11}"
         )
 
     def __str__(self) -> str:
@@ -65,20 +69,30 @@ class SplitFigures:
             f"{_span(found.caption_counts):>10}"
             f"{f'mean {found.mean_words:.1f}, max {found.max_words}':>20}"
             f"{_span(found.region_counts):>10}{f'{self.low:.3g} .. {self.high:.3g}':>22}"
-            f"{self.relations:>11,}"
+            f"{found.with_boxes:>12,}{found.with_relations:>16,}{self.relations:>11,}"
         )
 
 
-def check(source: Source) -> Report:
-    """Reads all of a source; a mistake in one image does not keep the others from being read."""
+def check(make_source: Callable[[], Source]) -> Report:
+    """Reads all of a source; a mistake in one image does not keep the others from being read.
+
+    Where one in a whole file does, it is the last problem of its split, or of all.
+    """
     report = Report()
+    try:
+        source = make_source()
+        _ = source.labels, source.predicates, source.feature_width  # what all images need
+    except DataError as error:
+        report.problems.append(str(error))
+        return report
     images: dict[bytes, tuple[str, int]] = {}
     ids: dict[int, str] = {}
     doubles, shared = [], collections.Counter[tuple[str, str]]()
     for split in source.splits():
         figures = report.figures[split] = SplitFigures(split)
-        contents = source.contents(split)
         try:
+            check_name(split, "split")
+            contents = source.contents(split)
             check_contents(contents, f"{source.name}/{split}")
         except DataError as error:
             report.problems.append(str(error))
@@ -88,6 +102,8 @@ def check(source: Source) -> Report:
                 record = source.read(split, index)
                 check_record(record, source, f"{source.name}/{split} record {index}")
             except DataError as error:
+                if str(error) in report.problems[-1:]:
+                    break  # It is of a file that all images of the split need.
                 report.problems.append(str(error))
                 continue
             figures.add(record)

@@ -13,6 +13,7 @@ class Statistics:
 
     def __init__(self) -> None:
         self.images = self.captions = self.max_words = 0
+        self.with_boxes = self.with_relations = 0  # images
         self.words: collections.Counter[str] = collections.Counter()
         self.region_counts: set[int] = set()
         self.caption_counts: set[int] = set()
@@ -21,6 +22,8 @@ class Statistics:
         """Counts one record."""
         self.images += 1
         self.captions += len(record["captions"])
+        self.with_boxes += bool(record["boxes"].any())
+        self.with_relations += bool(len(record["relations"]))
         self.region_counts.add(len(record["regions"]))
         self.caption_counts.add(len(record["captions"]))
         for caption in record["captions"]:
@@ -32,6 +35,8 @@ class Statistics:
         """Adds the figures of other records."""
         self.images += other.images
         self.captions += other.captions
+        self.with_boxes += other.with_boxes
+        self.with_relations += other.with_relations
         self.max_words = max(self.max_words, other.max_words)
         self.words.update(other.words)
         self.region_counts |= other.region_counts
@@ -56,10 +61,12 @@ class Statistics:
         return self.words.total() / self.captions if self.captions else 0.0
 
     def summary(self) -> dict[str, float]:
-        """What the metadata keeps (regions: of an image; words: of a caption)."""
+        """What the metadata keeps (with_*: images; regions: of an image; words: of a caption)."""
         return {
             "images": self.images,
             "captions": self.captions,
+            "with_boxes": self.with_boxes,
+            "with_relations": self.with_relations,
             "min_regions": min(self.region_counts),
             "max_regions": max(self.region_counts),
             "mean_words": round(self.mean_words, 2),

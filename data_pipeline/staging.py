@@ -52,7 +52,7 @@ def _lock(stack: contextlib.ExitStack, parent: str) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise DataError(f"another process is building in {parent}; wait for it") from None
-    for left in tf.io.gfile.glob(os.path.join(parent, ".staging*")):
+    for left in Path(parent).glob(".staging*"):
         shutil.rmtree(left, ignore_errors=True)
 
 

@@ -52,6 +52,9 @@ def assert_same(data_dir, images, *, name="tiny", restval="train", ids=True, box
                 assert found_relations == image.relations
 
 
+NAMED = ("--name", "tiny", "--check")
+
+
 def run(*words, expect=0):
     assert build.main([str(word) for word in words]) == expect
 
@@ -267,6 +270,8 @@ def test_check_reports_and_writes_nothing(tmp_path, images, capsys):
     captions = sum(len(image.captions) for image in train)
     row = next(line for line in out.splitlines() if line.startswith("train")).split()
     assert row[1:3] == [str(len(train)), str(captions)]
+    # All have boxes, no scene graphs were given.
+    assert row[-3:] == [str(len(train)), "0", "0"]
 
     # One image is missing, one has a twin, one a box outside, one is in nobody's captions.
     images[0].boxes[1, 2] = 5000
@@ -277,12 +282,85 @@ def test_check_reports_and_writes_nothing(tmp_path, images, capsys):
     run(*words, expect=1)
     out = capsys.readouterr().out
     assert out.endswith("2 problems\n")
-    assert "problem: tiny, split train, image 1000, region 1: box" in out
+    assert f"problem: {tmp_path / 'all.tsv'} line 1 (image 1000), region 1: box" in out
     assert f"image {images[2].image_id} ({images[2].file_name}) has captions and no features" in out
     twins = f"test image {images[4].image_id} is dev image {images[3].image_id}"
     assert f"note: 1 images have the same features as another: {twins}" in out
     assert "note: 1 images have features and no captions, such as 77" in out
     assert not (tmp_path / "data").exists()
+
+
+def test_check_tells_mistakes_in_whole_files_once_and_goes_on(tmp_path, capsys):
+    for split in ("train", "dev", "test"):
+        np.save(tmp_path / f"{split}_ims.npy", np.ones((3, 2, 4), np.float32))
+        (tmp_path / f"{split}_caps.txt").write_text("A dog\n" * 3)
+    (tmp_path / "train_caps.txt").write_text("A dog\n" * 4)
+    np.save(tmp_path / "dev_boxes.npy", np.zeros((3, 2, 5), np.float32))
+    words = ("scan", tmp_path, "--name", "tiny", "--check")
+    run(*words, expect=1)
+    out = capsys.readouterr().out
+    assert out.count("problem: ") == 2 and out.endswith("2 problems\n")
+    assert "problem: " + str(tmp_path / "train_caps.txt") + " has 4 captions" in out
+    assert "problem: " + str(tmp_path / "dev_boxes.npy") + " has shape [3, 2, 5]" in out
+    row = next(line for line in out.splitlines() if line.startswith("test")).split()
+    assert row[1:3] == ["3", "3"]
+    (tmp_path / "test_scene_graphs.jsonl").write_text("{}\n")
+    run(*words, expect=1)
+    assert capsys.readouterr().out.count("test_scene_graphs.jsonl line 1 is not") == 1
+
+
+def test_check_reports_what_keeps_it_from_reading_anything(tmp_path, images, capsys):
+    layouts.write_tsv(tmp_path / "all.tsv", images)
+    (tmp_path / "a.csv").write_text("image,caption\na.jpg,\n")
+    run("bottom-up", tmp_path / "all.tsv", "--captions", tmp_path / "a.csv", *NAMED, expect=1)
+    problem = f"problem: {tmp_path / 'a.csv'} line 2 (a.jpg) has no `caption`; write one a line"
+    assert capsys.readouterr().out == f"{problem}\n1 problems\n"
+
+
+def test_check_draws_no_pictures(tmp_path):
+    sizes = ("--train", 4, "--dev", 0, "--test", 0)
+    run("synthetic", *sizes, "--images", tmp_path / "images", "--check")
+    assert not list(tmp_path.iterdir())
+
+
+def test_mistakes_name_the_file_that_has_them(tmp_path, images, capsys):
+    layouts.write_folders(tmp_path / "f", images)
+    layouts.write_coco(tmp_path / "a.json", images)
+    first, second = (str(image.image_id) for image in images[:2])
+    np.save(tmp_path / "f" / "bu_box" / f"{first}.npy", np.array([[0, 0, 999, 9]] * 2))
+    np.savez(tmp_path / "f" / "bu_att" / f"{second}.npz", feat=np.full((3, 3), np.nan))
+    graph = {"id": images[2].image_id, "relations": [[0, "on", 1, 1e39]]}
+    (tmp_path / "graphs.jsonl").write_text(json.dumps(graph))
+    (tmp_path / "f" / "bu_att" / f"{images[3].image_id}.npz").unlink()
+    words = ("--captions", f"train={tmp_path / 'a.json'}")
+    words += ("--scene-graphs", tmp_path / "graphs.jsonl")
+    run("folders", tmp_path / "f", *words, *NAMED, expect=1)
+    problems = [x for x in capsys.readouterr().out.splitlines() if x.startswith("problem: ")]
+    box, feature, graph, missing = problems
+    assert f"bu_box/{first}.npy, region 0: box" in box and "correct the box or" in box
+    assert f"bu_att/{second}.npz, region 0: feature value nan" in feature
+    assert f"{tmp_path / 'graphs.jsonl'} line 1: relation 0 'on' 1 has confidence 1e+39" in graph
+    where = f"{tmp_path / 'a.json'}, image {images[3].image_id} ({images[3].file_name})"
+    assert missing.startswith(f"problem: {where} has captions and no features")
+
+
+def test_scene_graphs_of_all_splits_for_scans_layout(tmp_path, images):
+    for image in images:
+        image.relations = [[0, "on", 1, 0.75]]
+    own = {split: [i for i in images if i.split == split] for split in ("train", "dev", "test")}
+    for split, some in own.items():
+        features = [image.features[:2] for image in some]
+        np.save(tmp_path / f"{split}_ims.npy", np.array(features))
+        np.save(tmp_path / f"{split}_boxes.npy", np.array([image.boxes[:2] for image in some]))
+        np.save(tmp_path / f"{split}_img_sizes.npy", np.array([image.size for image in some]))
+        (tmp_path / f"{split}_caps.txt").write_text("".join("A dog\n" for _ in some))
+        ids = "".join(f"{image.image_id}\n" for image in some)
+        (tmp_path / f"{split}_ids.txt").write_text(ids)
+    layouts.write_graphs(tmp_path / "graphs.jsonl", images, shuffled=True)
+    data = build_into(tmp_path, "scan", tmp_path, "--scene-graphs", tmp_path / "graphs.jsonl")
+    for split, some in own.items():
+        found = records(data, "tiny", split)
+        assert [record["relations"].tolist() for record in found] == [[[0, 0, 1]]] * len(some)
 
 
 def test_ids_in_two_splits_are_noted(tmp_path, images, capsys):

@@ -86,6 +86,8 @@ def test_metadata_and_shards(tmp_path):
         "train": {
             **{"images": 11, "captions": 22, "min_regions": 2, "max_regions": 2},
             **{"mean_words": 2.0, "max_words": 2, "vocabulary": 3},
+            # Of the numbers 0 to 10, seven are no multiples of 3.
+            **{"with_boxes": 11, "with_relations": 7},
         }
     }
     assert list(builder.info.splits) == ["train"]  # A split without records is left out.
@@ -187,6 +189,47 @@ def test_existing_dataset_is_kept_unless_told_otherwise(tmp_path):
     assert open_dataset(tmp_path, "handmade").info.splits["train"].num_examples == 2
 
 
+@pytest.mark.parametrize(
+    ("later", "expected"),
+    [
+        ([record(0), record(1)], "1 images with 2 captions in train, and now there are 2 with 4"),
+        ([record(0, captions=["A dog"])], "with 2 captions in train, and now there are 1 with 1"),
+    ],
+)
+def test_a_dataset_of_other_images_is_not_taken_for_this_one(tmp_path, later, expected):
+    build_dataset(Handmade([record(0)]), tmp_path)
+    with pytest.raises(DataError) as caught:
+        build_program.check_counts(Handmade(later), open_dataset(tmp_path, "handmade"))
+    message = str(caught.value)
+    assert expected in message and "--overwrite" in message and "\n" not in message
+    build_dataset(Handmade(later), tmp_path, overwrite=True)
+    build_program.check_counts(Handmade(later), open_dataset(tmp_path, "handmade"))
+
+
+def test_images_that_were_left_out_still_count_as_the_same_ones(tmp_path):
+    source = Faulty([record(i) for i in range(4)], bad={1})
+    build_dataset(source, tmp_path, on_bad=BadRecords(skip=True))
+    builder = open_dataset(tmp_path, "handmade")
+    build_program.check_counts(source, builder)
+    with pytest.raises(DataError, match="built of 4 images with 6 captions in train, and now .* 5"):
+        build_program.check_counts(Handmade([record(i) for i in range(5)]), builder)
+
+
+def test_a_directory_whose_name_has_signs_of_a_pattern(tmp_path):
+    data_dir = tmp_path / "[a]*"
+    left = dataset_path(data_dir, "handmade").parent / ".staging-of-a-killed-build"
+    os.makedirs(left)
+    assert build_dataset(Handmade([record(0)]), data_dir)
+    assert not left.exists()
+
+
+def test_the_summary_counts_images_with_boxes_and_relations(tmp_path, capsys):
+    plain = record(1, boxes=np.zeros((2, 4), np.float32))
+    build_program.build(Handmade([record(0), plain, record(2)]), tmp_path)
+    header, row = capsys.readouterr().out.splitlines()[:2]
+    assert header.endswith("with boxes  with relations") and row.split()[-2:] == ["2", "2"]
+
+
 def test_absent_dataset_names_the_command(tmp_path):
     build_dataset(Handmade([record(0)], name="other"), tmp_path)
     with pytest.raises(DataError) as caught:
@@ -254,6 +297,10 @@ def test_command_line_builds_and_reports(tmp_path, capsys):
     ]
     assert build_program.main(arguments) == 0
     assert "already built" in capsys.readouterr().out
+    sizes[-1] = "8"
+    assert build_program.main(["synthetic", *sizes, "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "0 images with 0 captions in test, and now there are 8 with 40; build it again" in error
 
 
 def test_command_line_tells_mistakes_in_one_line(tmp_path, capsys):
