@@ -49,13 +49,18 @@ def read_pickle(path: str | os.PathLike[str], largest: int = LARGEST) -> Any:
     path = Path(path)
     with path.open("rb") as file:
         library = _JOBLIB if _is_packed(file) else _PICKLE
-    return _interpret(read_unpacked(path, largest), path, library)
+        stream = _content(file, path, largest)
+    return _interpret(stream, path, library)
 
 
 def read_unpacked(path: Path, largest: int = LARGEST) -> io.BytesIO:
     """What is in a file, decompressed if zlib or gzip made it; DataError if it is too large."""
     with path.open("rb") as file:
-        return _load(_unpacked(file) if _is_packed(file) else _chunks(file), path, largest)
+        return _content(file, path, largest)
+
+
+def _content(file: io.BufferedReader, path: Path, largest: int) -> io.BytesIO:
+    return _load(_unpacked(file) if _is_packed(file) else _chunks(file), path, largest)
 
 
 def _is_packed(file: io.BufferedReader) -> bool:

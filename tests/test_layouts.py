@@ -1,6 +1,7 @@
 """Every layout there and back: written, built by the command line, and read as it was."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -94,6 +95,19 @@ def test_folders_by_row_with_pickled_sizes(tmp_path, images):
     rows = {image.file_name: row for row, image in enumerate(images)}
     for record in records(data, "tiny", "train"):
         assert record["image_id"] == rows[record["file_name"].decode()]
+
+
+@pytest.mark.parametrize("form", ["npy", "json", "pkl"])
+def test_sizes_that_are_missing_or_a_pipe(tmp_path, images, form, capsys):
+    layouts.write_folders(tmp_path / "f", images)
+    layouts.write_karpathy(tmp_path / "dataset.json", images)
+    path = tmp_path / f"sizes.{form}"
+    words = ("folders", tmp_path / "f", "--captions", tmp_path / "dataset.json", "--sizes", path)
+    run(*words, "--name", "tiny", expect=2)
+    assert f"{path} does not exist; give another --sizes" in capsys.readouterr().err
+    os.mkfifo(path)
+    run(*words, "--name", "tiny", expect=2)
+    assert f"{path} is no regular file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("form", ["npy", "json"])

@@ -1,6 +1,7 @@
 """SCAN's file layout: both conventions, optional files, and one clear line for every mistake."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -259,6 +260,15 @@ def test_a_mark_at_the_start_of_a_file_is_no_text(directory):
     record = next(examples(source, "train"))
     assert record["captions"][0] == "image 0 caption 0 ." and record["file_name"] == "0.jpg"
     assert record["image_id"] == 10 and source.labels[0] == "person"
+
+
+@pytest.mark.parametrize("name", ["ims.npy", "caps.txt", "ims_size.npy", "scene_graphs.jsonl"])
+def test_a_pipe_is_not_waited_for(directory, name):
+    replaced = name.replace("ims_size", "img_sizes")  # which would be read instead
+    (directory / f"train_{replaced}").unlink()
+    os.mkfifo(directory / f"train_{name}")
+    with pytest.raises(DataError, match=f"train_{name} is no regular file"):
+        list(examples(ScanPrecomp(directory), "train"))
 
 
 def named_graphs(name):

@@ -9,6 +9,7 @@ import numpy as np
 
 from data_pipeline.errors import DataError
 from data_pipeline.file_checks import (
+    check_is_file,
     encode_relations,
     half_precision,
     normalised_boxes,
@@ -232,6 +233,7 @@ class ScanPrecomp:
         path = self._path(split, "ims_size.npy")
         if not path.exists():
             return None
+        check_is_file(path)
         found = read_object_array(path)
         try:
             sizes = np.array([(int(x["image_w"]), int(x["image_h"])) for x in found], np.int32)
