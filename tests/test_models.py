@@ -9,82 +9,30 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import demo, models
+from configs import models
 from tests.parameter_tables import PATH, parameter_table
+from tests.tiny_models import (
+    REGIONS,
+    WIDTH,
+    build,
+    first_step,
+    one_device_mesh,
+    random_batch,
+    tiny_config,
+)
 from xmodal_jax import optimizer, partitioning, train_state
 from xmodal_jax.errors import UserError
 from xmodal_jax.models import build_model
 from xmodal_jax.models.batch import IMAGE_FIELDS, batch_spec
 from xmodal_jax.models.scorers import pair_scorer
 from xmodal_jax.ops.alignment import score_matrix
-from xmodal_jax.train_step import make_train_step
 
-VOCABULARY, WIDTH, PREDICATES = 30, 8, 3
-REGIONS, WORDS = 5, 8  # the longest of a batch
 # What differs in its computation; the other variants are these with another switch.
 VARIANTS = tuple(
     name
     for name in models.VARIANTS
     if not name.startswith(("teran_", "cmsei_")) and name != "tern_distilled"
 )
-
-
-def tiny_config(variant, **changes):
-    """The demo's configuration of a model, a few numbers wide."""
-    config = demo.get_config(variant)
-    model = config.model
-    model.embed_dim = 8
-    model.text.width = 8
-    if model.text.encoder == "bert":
-        model.text.update(num_layers=1, num_heads=2, mlp_dim=8)
-    if model.name == "teran":
-        model.update(region_layers=1, num_heads=2, mlp_dim=8)
-    for part in ("reasoning", "similarity"):
-        section = model.get(part, {})
-        section.update(
-            {k: v for k, v in {"num_heads": 2, "mlp_dim": 8, "width": 6}.items() if k in section}
-        )
-    config.data.update(max_regions=REGIONS, max_tokens=WORDS)
-    if config.data.max_relations:
-        config.data.max_relations = 4
-    config.train.update(batch_size=8, steps=3)
-    config.optimizer.update(learning_rate=1e-2, schedule="constant", warmup_steps=0)
-    config.update_from_flattened_dict(changes)
-    return config
-
-
-def random_batch(config, seed=0):
-    """Valid inputs with regions, words and relations of several counts, zero padded."""
-    rng = np.random.default_rng(seed)
-    rows = config.train.batch_size
-    region_mask = np.arange(REGIONS) < rng.integers(2, REGIONS + 1, (rows, 1))
-    # Two words at least: alone, a word has CMSEI's guidance divide each number by its own size.
-    token_mask = np.arange(WORDS) < rng.integers(4, WORDS + 1, (rows, 1))
-    corners = rng.uniform(0, 0.5, (rows, REGIONS, 2))
-    boxes = np.concatenate([corners, corners + rng.uniform(0.1, 0.5, corners.shape)], -1)
-    features = rng.normal(size=(rows, REGIONS, WIDTH))
-    batch = {
-        "regions": (features * region_mask[..., None]).astype(np.float32),
-        "boxes": (boxes * region_mask[..., None]).astype(np.float32),
-        "region_mask": region_mask,
-        "object_labels": np.where(region_mask, 0, -1).astype(np.int32),
-        "tokens": (rng.integers(3, VOCABULARY, (rows, WORDS)) * token_mask).astype(np.int32),
-        "token_mask": token_mask,
-        "image_id": np.arange(rows, dtype=np.int32),
-        "caption_id": np.arange(rows, dtype=np.int32),
-        "mask": np.ones(rows, bool),
-    }
-    if edges := config.data.max_relations:
-        ends = rng.integers(0, 2, (2, rows, edges))  # of the two regions that all images have
-        triples = np.stack([ends[0], rng.integers(0, PREDICATES, (rows, edges)), ends[1]], -1)
-        batch["relations"] = triples.astype(np.int32)
-        batch["relation_scores"] = rng.uniform(0.1, 1, (rows, edges)).astype(np.float32)
-        batch["relation_mask"] = np.arange(edges) < rng.integers(0, edges + 1, (rows, 1))
-    return batch
-
-
-def build(config):
-    return build_model(config.model, WIDTH, VOCABULARY, PREDICATES)
 
 
 def perturbed_params(model, batch, seed=0):
@@ -201,30 +149,14 @@ def test_bfloat16_computes_near_float32_with_float32_parameters(variant):
         assert leaf.dtype == jnp.float32 and np.isfinite(leaf).all(), path
 
 
-def one_device_mesh():
-    axes = ("data", "model")
-    types = (jax.sharding.AxisType.Auto,) * 2
-    return jax.make_mesh((1, 1), axes, devices=jax.devices()[:1], axis_types=types)
-
-
-def run_step(config, mesh):
-    """Loss and parameters after one step with plain gradient descent, whose size shows."""
-    spec = batch_spec(config, WIDTH)
-    model = build(config)
-    params = train_state.abstract_params(model, spec)
-    tx, _ = optimizer.make_optimizer(config.optimizer, params, 3)
-    shardings = partitioning.shardings(train_state.abstract_state(params, tx), (), mesh)
-    state = train_state.create_state(model, tx, spec, shardings, seed=0)
-    step = make_train_step(model, tx, config, frozen=optimizer.frozen_mask(params, ()))
-    state, metrics = step(state, partitioning.put_batch(random_batch(config), mesh))
-    return metrics, jax.device_get(state.opt_state)
-
-
-@pytest.mark.parametrize("variant", [*VARIANTS, "tern_distilled"])
+# TERAN and CMSEI are in test_partitioning.py, on more meshes.
+@pytest.mark.parametrize(
+    "variant", [*(v for v in VARIANTS if v not in ("teran", "cmsei")), "tern_distilled"]
+)
 def test_a_step_on_eight_devices_equals_the_step_on_one(variant):
     config = tiny_config(variant)
-    one, moments_one = run_step(config, one_device_mesh())
-    eight, moments_eight = run_step(config, partitioning.make_mesh())
+    one, moments_one = first_step(config, one_device_mesh())
+    eight, moments_eight = first_step(config, partitioning.make_mesh())
     assert jax.device_count() == 8
     np.testing.assert_allclose(one["loss"], eight["loss"], rtol=1e-5)
     np.testing.assert_allclose(one["grad_norm"], eight["grad_norm"], rtol=1e-4)
@@ -284,11 +216,11 @@ def test_candidates_equal_the_whole_batch_when_all_are_candidates():
     some = tiny_config("cmsei", **{"loss.candidates": 7})
     few = tiny_config("cmsei", **{"loss.candidates": 1})
     mesh = one_device_mesh()
-    (one, moments_one), (two, moments_two) = run_step(whole, mesh), run_step(some, mesh)
+    (one, moments_one), (two, moments_two) = first_step(whole, mesh), first_step(some, mesh)
     np.testing.assert_allclose(one["loss"], two["loss"], rtol=1e-5)
     close = partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5)
     jax.tree.map(close, moments_one, moments_two)
-    assert run_step(few, mesh)[0]["loss"] < one["loss"] - 1e-3
+    assert first_step(few, mesh)[0]["loss"] < one["loss"] - 1e-3
 
 
 @pytest.mark.parametrize("variant", ["teran", "cmsei"])
@@ -296,9 +228,9 @@ def test_encoding_in_parts_changes_memory_only(variant):
     whole = tiny_config(variant, **{"loss.candidates": 0, "train.batch_size": 16})
     parts = whole.copy_and_resolve_references()
     parts.train.encode_parts = 2
-    expected, moments = run_step(whole, one_device_mesh())
+    expected, moments = first_step(whole, one_device_mesh())
     for mesh in (one_device_mesh(), partitioning.make_mesh()):
-        metrics, moments_parts = run_step(parts, mesh)
+        metrics, moments_parts = first_step(parts, mesh)
         np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=1e-5)
         close = partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5)
         jax.tree.map(close, moments, moments_parts)

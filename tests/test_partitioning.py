@@ -1,79 +1,119 @@
-"""Meshes and rules; a step on a mesh of eight devices equals the step on one."""
+"""Meshes and rules: the same training on all of them, and what the compiled step holds."""
+
+import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
-from configs import common
-from xmodal_jax import optimizer, partitioning, train_state
+from tests.tiny_models import abstract_state, one_device_mesh, random_batch, run_steps, tiny_config
+from xmodal_jax import optimizer, partition_presets, partitioning
 from xmodal_jax.errors import UserError
-from xmodal_jax.models import build_model
-from xmodal_jax.models.batch import batch_spec
+from xmodal_jax.partition_presets import preset_rules
 from xmodal_jax.train_step import make_train_step
 
-FULLY_SHARDED = ((r"mlp_in/kernel$", ("data", "model")), (r"mlp_out/kernel$", ("model", "data")))
+# Every pair of the batch is scored, in one part.
+WHOLE = {"loss.candidates": 0, "train.encode_parts": 1}
 
 
-def tiny_config():
-    config = common.get_config()
-    config.data.max_regions, config.data.max_tokens = 5, 7
-    config.model.text.update(num_layers=1, width=8, num_heads=2, mlp_dim=16)
-    config.model.update(region_layers=1, embed_dim=8, top_layers=1, num_heads=2, mlp_dim=16)
-    config.train.batch_size = 8
-    config.optimizer.learning_rate = 1e-2
-    return config
+@pytest.fixture(autouse=True)
+def _split_small_arrays(monkeypatch):
+    monkeypatch.setattr(partition_presets, "_SMALL", 16)
 
 
-def random_batch(config, width=8, seed=0):
-    rng = np.random.default_rng(seed)
-    out = {}
-    for name, s in batch_spec(config, width).items():
-        if s.dtype == jnp.bool_:
-            out[name] = np.ones(s.shape, bool)
-        elif name == "tokens":
-            out[name] = rng.integers(0, 20, s.shape).astype(np.int32)
-        elif name in ("image_id", "caption_id"):
-            out[name] = np.arange(s.shape[0], dtype=np.int32)
-        else:
-            out[name] = rng.uniform(size=s.shape).astype(s.dtype)
-    return out
+@pytest.mark.parametrize("variant", ["teran", "cmsei"])
+def test_three_steps_are_the_same_on_every_mesh(variant):
+    config = tiny_config(variant, **WHOLE)
+    expected, state = run_steps(config, one_device_mesh())
+    moments = jax.device_get(state.opt_state)
+    for data, model, preset in ((8, 1, "fsdp"), (4, 2, "fsdp+tensor"), (2, 4, "tensor")):
+        mesh = partitioning.make_mesh(data, model)
+        rules = preset_rules(preset, state.params, mesh)
+        found, other = run_steps(config, mesh, rules)
+        for name in ("loss", "grad_norm"):
+            ours, theirs = ([m[name] for m in metrics] for metrics in (found, expected))
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5, err_msg=f"{name} {preset}")
+        # The moments are sums of gradients; Adam's parameters would show little but their signs.
+        close = partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5)
+        jax.tree.map(close, jax.device_get(other.opt_state), moments)
+        assert expected[0]["grad_norm"] > 1e-3
 
 
-def run_steps(mesh, rules, steps=3):
-    config = tiny_config()
-    spec = batch_spec(config, 8)
-    model = build_model(config.model, 8, 20)
-    params = train_state.abstract_params(model, spec)
-    tx, _ = optimizer.make_optimizer(config.optimizer, params, steps)
-    shardings = partitioning.shardings(train_state.abstract_state(params, tx), rules, mesh)
-    state = train_state.create_state(model, tx, spec, shardings, seed=0)
-    frozen = optimizer.frozen_mask(params, ())
-    step = make_train_step(model, tx, config, frozen=frozen)
-    losses = []
-    for i in range(steps):
-        batch = partitioning.put_batch(random_batch(config, seed=i), mesh)
-        state, metrics = step(state, batch)
-        losses.append(float(metrics["loss"]))
-    return losses, state
+def lowered_step(variant, preset, batch_size):
+    """The compiled step for 8 devices, and the state's shapes."""
+    config = tiny_config(variant, **{"train.batch_size": batch_size}, **WHOLE)
+    mesh = partitioning.make_mesh()
+    model, tx, abstract = abstract_state(config)
+    rules = preset_rules(preset, abstract.params, mesh)
+    placed = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
+    state = jax.tree.map(placed, abstract, partitioning.shardings(abstract, rules, mesh))
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+    batch = {name: placed(x, rows) for name, x in random_batch(config).items()}
+    step = make_train_step(model, tx, config, frozen=optimizer.frozen_mask(abstract.params, ()))
+    return step.lower(state, batch).compile(), abstract
 
 
-def test_all_meshes_give_the_same_losses():
-    one = jax.make_mesh(
-        (1, 1),
-        ("data", "model"),
-        devices=jax.devices()[:1],
-        axis_types=(jax.sharding.AxisType.Auto,) * 2,
+@pytest.mark.parametrize("variant", ["teran", "cmsei"])
+def test_no_device_holds_all_scores_or_the_whole_optimizer_state(variant):
+    size = 56
+    compiled, abstract = lowered_step(variant, "fsdp", size)
+    text = compiled.as_text()
+    assert re.search(rf"\[(\d+,)*{size // 8},{size}(,\d+)*\]", text) or re.search(
+        rf"\[(\d+,)*{size},{size // 8}(,\d+)*\]", text
     )
-    expected, _ = run_steps(one, ())
-    for data, model, rules in ((8, 1, ()), (4, 2, FULLY_SHARDED), (8, 1, FULLY_SHARDED)):
-        losses, state = run_steps(partitioning.make_mesh(data, model), rules)
-        np.testing.assert_allclose(losses, expected, rtol=2e-5)
-        kernel = state.params["bert"]["layer_0"]["mlp_in"]["kernel"]
-        moment = state.opt_state[1].mu["bert"]["layer_0"]["mlp_in"]["kernel"]
-        share = 8 * 16 // (8 if rules else 1)
-        for array in (kernel, moment):
-            assert {shard.data.size for shard in array.addressable_shards} == {share}
+    assert not re.search(rf"\[(\d+,)*{size},{size}(,\d+)*\]", text)
+    state, _ = compiled.output_shardings
+    split = {True: 0, False: 0}
+    for leaf, sharding in zip(
+        jax.tree.leaves(abstract.opt_state), jax.tree.leaves(state.opt_state), strict=True
+    ):
+        if leaf.size >= 64:
+            split[not sharding.is_fully_replicated] += 1
+    assert split[True] > 20 and not split[False]
+
+
+def test_presets_split_what_divides():
+    params = {
+        "bert": {"layer_0": {"attention": {"query": {"kernel": jnp.zeros((12, 4, 6))}}}},
+        "layer_1": {"mlp_in": {"kernel": jnp.zeros((12, 16)), "bias": jnp.zeros(16)}},
+        "odd": {"kernel": jnp.zeros((5, 7))},
+    }
+    mesh = partitioning.make_mesh(4, 2)
+    axes = lambda preset: {
+        rule.removeprefix("(^|/)").removesuffix("$").replace("\\", ""): axes
+        for rule, axes in preset_rules(preset, params, mesh)
+    }
+    query, kernel, bias = (
+        "bert/layer_0/attention/query/kernel",
+        "layer_1/mlp_in/kernel",
+        "layer_1/mlp_in/bias",
+    )
+    assert axes("replicated") == {}
+    assert axes("fsdp") == {
+        query: ("data", None, None), kernel: (None, "data"), bias: ("data",)
+    }  # fmt: skip
+    assert axes("tensor") == {
+        query: (None, "model", None), kernel: (None, "model"), bias: ("model",)
+    }  # fmt: skip
+    assert axes("fsdp+tensor") == {
+        query: ("data", "model", None), kernel: ("data", "model"), bias: ("model",)
+    }  # fmt: skip
+    with pytest.raises(UserError, match="partition='zero' is not known; use replicated, fsdp"):
+        preset_rules("zero", params, mesh)
+
+
+def test_rows_of_a_batch_are_put_where_they_belong():
+    mesh = partitioning.make_mesh(4, 2)
+    batch = {"x": np.arange(48).reshape(8, 6), "y": np.arange(8) > 3}
+    placed = partitioning.put_batch(batch, mesh)
+    for name, values in batch.items():
+        np.testing.assert_array_equal(placed[name], values)
+        assert {shard.data.shape[0] for shard in placed[name].addressable_shards} == {2}
+    assert partitioning.local_rows(mesh, 8).tolist() == list(range(8))
+    np.testing.assert_array_equal(partitioning.fetch(placed)["x"], batch["x"])
 
 
 def test_mistakes_name_the_thing_and_the_remedy():
@@ -92,18 +132,14 @@ def test_mistakes_name_the_thing_and_the_remedy():
 
 
 def test_a_loss_that_is_not_finite_changes_nothing_from_then_on():
-    config = tiny_config()
+    config = tiny_config("teran")
     mesh = partitioning.make_mesh()
-    spec = batch_spec(config, 8)
-    model = build_model(config.model, 8, 20)
-    params = train_state.abstract_params(model, spec)
-    tx, _ = optimizer.make_optimizer(config.optimizer, params, 3)
-    shardings = partitioning.shardings(train_state.abstract_state(params, tx), (), mesh)
-    state = train_state.create_state(model, tx, spec, shardings, seed=0)
+    model, tx, _ = abstract_state(config)
+    _, state = run_steps(config, mesh, steps=0)
     before = jax.tree.map(np.asarray, state)
-    step = make_train_step(model, tx, config, frozen=optimizer.frozen_mask(params, ()))
+    step = make_train_step(model, tx, config, frozen=optimizer.frozen_mask(state.params, ()))
     bad = random_batch(config)
-    bad["regions"][3, 2, 1] = np.nan
+    bad["regions"][3, 1, 1] = np.nan
     state, metrics = step(state, partitioning.put_batch(bad, mesh))
     assert not np.isfinite(metrics["loss"]) and state.halted
     state, metrics = step(state, partitioning.put_batch(random_batch(config), mesh))
