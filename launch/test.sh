@@ -3,5 +3,6 @@
 # usage: bash launch/test.sh [pytest arguments], e.g. -n 0 for one process, -k sweep for some tests
 set -euo pipefail
 cd "$(dirname "$0")/.."
-bash launch/install.sh test
-.venv/bin/python -m pytest -q --numprocesses=auto --maxprocesses=4 --dist=loadfile "$@" tests
+source launch/common.bash
+run bash launch/install.sh test
+run .venv/bin/python -m pytest -q --numprocesses=auto --maxprocesses=4 --dist=loadfile "$@" tests
