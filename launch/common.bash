@@ -51,3 +51,12 @@ workdir_of() {
   done
   fail "--workdir=DIR is missing: it has to lie on a file system that all processes share"
 }
+
+# Returns the exit code of a child process, however many trapped signals come before its end: each of
+# them ends a `wait` with a code of its own, and bash keeps the child's for the last one.
+wait_to_the_end() {
+  while kill -0 "$1" 2>/dev/null; do
+    wait "$1" || true
+  done
+  wait "$1"
+}

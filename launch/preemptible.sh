@@ -27,11 +27,6 @@ trap stop TERM
 child=$!
 if [ -n "$told" ]; then stop; fi
 code=0
-wait "$child" || code=$?
-# A signal ends `wait` before the command has ended.
-while kill -0 "$child" 2>/dev/null; do
-  code=0
-  wait "$child" || code=$?
-done
+wait_to_the_end "$child" || code=$?
 if [ -n "$told" ] && [ "$code" = 0 ]; then code=143; fi
 exit "$code"
