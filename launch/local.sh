@@ -7,8 +7,11 @@ cd "$(dirname "$0")/.."
 source launch/common.bash
 extra="${1:-}"
 case "$extra" in
-  cpu | tpu) platform="$extra" ;;
+  # Named, so that a GPU or TPU which can't be used is an error and not a slow run on the CPU; with
+  # cpu as a second choice JAX would take it silently where CUDA is missing.
+  cpu) platform=cpu ;;
   cuda | cuda12) platform=cuda ;;
+  tpu) platform=tpu,cpu ;;
   *)
     print_usage
     fail "what to train on is missing: cpu, cuda, cuda12 or tpu"
@@ -24,9 +27,7 @@ for flag in "$@"; do
 done
 [ ${#flags[@]} -gt 0 ] || fail "--config=FILE is missing, e.g. --config=configs/demo.py"
 
-# Named, so that a GPU or TPU which can't be used is an error and not a slow run on the CPU.
 settings=(JAX_PLATFORMS="$platform")
-if [ "$platform" != cpu ]; then settings=(JAX_PLATFORMS="$platform,cpu"); fi
 settings+=(JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$HOME/.cache/xmodal_jax/compiled}")
 if [ -n "$devices" ]; then
   [ "$extra" = cpu ] || fail "--devices=$devices is for cpu; $extra has the devices that are there"
