@@ -36,6 +36,10 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
             f"--distributed: {reason}; if this is no TPU pod and no Slurm job, give "
             "--coordinator=HOST:PORT --num_processes=N --process_id=I"
         ) from error
+    if jax.default_backend() == "cpu" and jax.process_count() > 1:
+        # Its keys differ from process to process: what one finds, another compiles, and the
+        # collectives of the two programs do not match (JAX 0.10).
+        jax.config.update("jax_enable_compilation_cache", False)
 
 
 def is_main() -> bool:

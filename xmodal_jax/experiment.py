@@ -242,11 +242,10 @@ def open_dataset(config: Any) -> Any:
         from data_pipeline.build import build
         from data_pipeline.synthetic import SyntheticScenes
 
-        make = partial(build, SyntheticScenes(dict(config.synthetic_sizes), name=config.name))
+        source = SyntheticScenes(dict(config.synthetic_sizes), name=config.name)
         if distributed.is_main():
-            make(config.dir)
-        # The others find it there, unless their machines have disks of their own.
+            build(source, config.dir)
         distributed.wait_for_all("synthetic data")
-        if not distributed.is_main():
-            make(config.dir)
+        # It is there by now, unless this process's machine has a disk of its own.
+        region_captions.build_dataset(source, config.dir)
     return region_captions.open_dataset(config.dir, config.name)
