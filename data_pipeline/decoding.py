@@ -25,7 +25,7 @@ from google.protobuf.message import DecodeError
 
 from data_pipeline.errors import DataError
 
-Record = dict[str, Any]  # By name: an array, an integer, or a list of texts, still encoded.
+Record = dict[str, Any]  # By name: an array, an integer, or a text or list of texts, as bytes.
 Fields = dict[str, np.ndarray]  # By name, a row an image.
 
 _OF_RELATIONS = ("relations", "relation_scores", "relation_mask")
@@ -65,6 +65,8 @@ def _reader(feature: Any) -> Callable[[Any], Any]:
         return lambda value: np.array(getattr(value, kind).value, dtype).reshape(shape)
     if stored.shape == (None,):
         return lambda value: list(value.bytes_list.value)
+    if feature.tf_dtype == tf.string:
+        return lambda value: value.bytes_list.value[0]
     return lambda value: np.frombuffer(value.bytes_list.value[0], dtype).reshape(shape)
 
 

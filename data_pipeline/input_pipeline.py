@@ -130,6 +130,11 @@ def train_batches(
         rows = np.arange(batch_size)
     elif len(rows) < batch_size:
         widths = (max_tokens,)
+    if not len(rows) or rows[0] < 0 or rows[-1] >= batch_size or (np.diff(rows) < 1).any():
+        raise DataError(
+            f"rows={rows} are not some of 0..{batch_size - 1} in ascending order; those that a "
+            "process holds are partitioning.local_rows(mesh, batch_size)"
+        )
     steps = steps_per_epoch(builder, split, batch_size, streams)
     shares = rows_of_streams(rows, batch_size, streams)
     info = split_info(builder, split)

@@ -12,6 +12,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from data_pipeline import input_pipeline
+from data_pipeline.decoding import make_decoder
 from data_pipeline.errors import DataError
 from data_pipeline.input_pipeline import (
     caption_batches,
@@ -463,6 +464,9 @@ def test_sizes_and_mistakes(builder, batches, tokenizer):
     for attempt, what in (
         (lambda: num_examples(builder, "val"), "no split 'val'; use one of: train, test"),
         (lambda: batches(1, batch_size=COUNT + 1), "has 43 images; use 1 to 43"),
+        (lambda: batches(1, rows=np.array([], int)), "rows=[] are not some of 0..7"),
+        (lambda: batches(1, rows=np.array([5, 1])), "rows=[5 1] are not some of 0..7"),
+        (lambda: batches(1, rows=np.array([1, 8])), "rows=[1 8] are not some of 0..7"),
         (lambda: batches(1, streams=3), "streams=3 do not divide batch_size=8; use a divisor"),
         (lambda: batches(1, max_relations=-1), "max_relations=-1 is negative; use 0 for none"),
     ):
@@ -553,8 +557,7 @@ def write_foreign(directory, examples):
     path = directory / "foreign-train.tfrecord-00000-of-00001"
     with tf.io.TFRecordWriter(str(path)) as writer:
         for feature in examples:
-            features = tf.train.Features(feature=feature)
-            writer.write(tf.train.Example(features=features).SerializeToString())
+            writer.write(serialize(feature))
     split = tfds.core.SplitInfo(
         name="train",
         shard_lengths=[len(examples)],
@@ -586,6 +589,10 @@ def foreign_example(rng, index, regions):
     }
 
 
+def serialize(feature):
+    return tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString()
+
+
 def test_arrays_are_read_as_the_dataset_describes_them(tmp_path):
     rng = np.random.default_rng(0)
     pairs = [foreign_example(rng, index, 1 + index % 3) for index in range(5)]
@@ -599,6 +606,7 @@ def test_arrays_are_read_as_the_dataset_describes_them(tmp_path):
             np.testing.assert_array_equal(batch[name][row, :kept], arrays[name][:2])
             assert (batch[name][row, kept:] == (-1 if name == "object_labels" else 0)).all()
     assert batch["region_mask"].tolist() == [[True, row % 3 > 0] for row in range(5)]
+    assert make_decoder(foreign, ("note",))(serialize(pairs[0][1])) == {"note": b"a note"}
 
 
 def test_records_and_datasets_without_a_feature_are_errors(tmp_path):
