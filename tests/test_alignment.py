@@ -1,5 +1,7 @@
 """Pair scorers and the score matrix against numpy double loops."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -275,6 +277,25 @@ def test_candidate_scores_equal_loops_and_their_gradients(x64, monkeypatch, bloc
     looped = result(plain)
     np.testing.assert_allclose(looped[1], expected, atol=1e-12)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), result(ours), looped)
+
+
+def test_blocks_are_as_large_as_every_device_can_hold(monkeypatch):
+    monkeypatch.setattr(alignment, "_NUMBERS_PER_BLOCK", 2 * 8 * 5 * 4)  # two captions
+    rng = np.random.default_rng(0)
+    make = lambda rows, items: Embeddings(
+        rng.normal(size=(rows, items, 3)).astype(np.float32),
+        np.ones((rows, items), bool),
+        np.zeros((rows, 3), np.float32),
+    )
+    images, captions = make(8, 5), make(16, 4)
+    score = lambda i, c: alignment_score(i, c, mode="MrSw")
+    for devices, blocks in ((1, 8), (4, 2), (8, 1)):
+        matrix = lambda i, c, d=devices: score_matrix(score, i, c, devices=d)
+        lengths = re.findall(r"\blength=(\d+)", str(jax.make_jaxpr(matrix)(images, captions)))
+        assert lengths == ([str(blocks)] if blocks > 1 else [])
+        np.testing.assert_allclose(
+            matrix(images, captions), score_matrix(score, images, captions, chunk=16), atol=1e-5
+        )
 
 
 def test_devices_share_the_candidates():

@@ -52,7 +52,8 @@ def lowered_step(variant, preset, batch_size):
     state = jax.tree.map(placed, abstract, partitioning.shardings(abstract, rules, mesh))
     rows = NamedSharding(mesh, PartitionSpec("data"))
     batch = {name: placed(x, rows) for name, x in random_batch(config).items()}
-    step = make_train_step(model, tx, config, frozen=optimizer.frozen_mask(abstract.params, ()))
+    frozen = optimizer.frozen_mask(abstract.params, ())
+    step = make_train_step(model, tx, config, frozen=frozen, devices=8)
     return step.lower(state, batch).compile(), abstract
 
 

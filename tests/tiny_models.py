@@ -90,7 +90,8 @@ def run_steps(config, mesh, rules=(), steps=3):
     shardings = partitioning.shardings(abstract, rules, mesh)
     spec = batch_spec(config, WIDTH)
     state = train_state.create_state(model, tx, spec, shardings, seed=0)
-    step = make_train_step(model, tx, config, frozen=optimizer.frozen_mask(abstract.params, ()))
+    frozen = optimizer.frozen_mask(abstract.params, ())
+    step = make_train_step(model, tx, config, frozen=frozen, devices=mesh.shape["data"])
     found = []
     for seed in range(steps):
         batch = partitioning.put_batch(random_batch(config, seed), mesh)

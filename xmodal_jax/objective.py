@@ -50,9 +50,13 @@ def encode_in_parts(
 class Objective:
     """(parameters, batch, step, key) -> loss, with dropout and augmentation."""
 
-    def __init__(self, model: nn.Module, config: Any, mask_id: int) -> None:
-        """config: the whole configuration; mask_id: token that replaces masked words."""
+    def __init__(self, model: nn.Module, config: Any, mask_id: int, devices: int = 1) -> None:
+        """config: the whole configuration; mask_id: token that replaces masked words.
+
+        devices: among which the batch is split.
+        """
         self._model, self._config, self._mask_id = model, config, mask_id
+        self._devices = devices
         self._loss = losses.make_loss(config.loss)
         self._check(config.loss)
 
@@ -89,7 +93,7 @@ class Objective:
         if c.candidates > 0:
             fixed = jax.lax.stop_gradient(pooled)
             drawn = draw_candidates(keys[3], fixed, positives, c.candidates, c.temperature)
-            scores, scored = candidate_scores(score, images, captions, drawn)
+            scores, scored = candidate_scores(score, images, captions, drawn, self._devices)
             # A pair that was not scored is no negative.
             return total + self._loss(scores, positives | ~scored, step)
         scores = self._matrix(score, images, captions, self._model.kind)
@@ -113,7 +117,8 @@ class Objective:
     def _matrix(
         self, score: PairScorer, images: Embeddings, captions: Embeddings, kind: str
     ) -> jax.Array:
-        return score_matrix(score, images, captions, chunk=self._config.loss.chunk, kind=kind)
+        chunk, devices = self._config.loss.chunk, self._devices
+        return score_matrix(score, images, captions, chunk=chunk, kind=kind, devices=devices)
 
     def _distillation(
         self, scores: jax.Array, teacher: jax.Array, positives: jax.Array, step: jax.Array

@@ -23,6 +23,7 @@ def make_train_step(
     *,
     frozen: Params,
     mask_id: int = 0,
+    devices: int = 1,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The jitted step (state, batch) -> (state, metrics); the given state is consumed.
 
@@ -32,11 +33,12 @@ def make_train_step(
       config: the whole configuration.
       frozen: tree of bools like the parameters; True leaves get no gradient.
       mask_id: token that replaces masked words.
+      devices: among which the batch is split, that is the size of the mesh's axis "data".
 
     A loss or gradient that is not finite leaves the state as it was but for `halted`, after which
     no step changes anything: the host may look at the metrics late and nothing is lost.
     """
-    objective = Objective(model, config, mask_id)
+    objective = Objective(model, config, mask_id, devices)
 
     def with_frozen(params: Params, *args: Any) -> jax.Array:
         stop = lambda p, f: jax.lax.stop_gradient(p) if f else p

@@ -74,7 +74,8 @@ class RetrievalEvaluator:
         @jax.jit
         def block_scores(params: Any, images: Embeddings, captions: Embeddings) -> jax.Array:
             pair = pooled_score if score == "pooled" else pair_scorer(model, params)
-            return score_matrix(pair, images, captions, kind=kind)
+            devices = encoder.mesh.shape["data"]
+            return score_matrix(pair, images, captions, kind=kind, devices=devices)
 
         self._block_scores = block_scores
 

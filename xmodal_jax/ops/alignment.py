@@ -126,6 +126,7 @@ def score_matrix(
     *,
     chunk: int = 0,
     kind: str = "tokens",
+    devices: int = 1,
 ) -> jax.Array:
     """Scores [I, C] of all images with all captions.
 
@@ -133,9 +134,10 @@ def score_matrix(
       score: scorer of one pair.
       images: I images; captions: C captions.
       chunk: captions scored at once; 0 chooses it so that the largest array of one block stays
-        near 64 MiB. Blocks are recomputed in the backward pass, not stored.
+        near 64 MiB on each device. Blocks are recomputed in the backward pass, not stored.
       kind: that of the model. A pair of kind "pair" holds vectors for each region and word, and
         not only their similarities.
+      devices: among which the images are split.
     """
     count = captions.mask.shape[0]
     if chunk <= 0:
@@ -144,7 +146,7 @@ def score_matrix(
         if kind == "pair":
             longest = max(images.mask.shape[1], words)
             per_caption = images.mask.shape[0] * longest * images.tokens.shape[-1]
-        chunk = max(1, min(count, _NUMBERS_PER_BLOCK // max(per_caption, 1)))
+        chunk = max(1, min(count, devices * _NUMBERS_PER_BLOCK // max(per_caption, 1)))
 
     @jax.checkpoint
     def block(part: Embeddings) -> jax.Array:
@@ -193,6 +195,7 @@ def candidate_scores(
     images: Embeddings,
     captions: Embeddings,
     candidates: tuple[jax.Array, jax.Array],
+    devices: int = 1,
 ) -> tuple[jax.Array, jax.Array]:
     """Scores of each of B pairs and of each item with its candidates, and of no other pair.
 
@@ -204,6 +207,7 @@ def candidate_scores(
       score: scorer of one pair.
       images, captions: B each; row i of both is a pair.
       candidates: of `draw_candidates`.
+      devices: among which the rows are split, evenly.
 
     Returns:
       scores [B, B], 0 where a pair was not scored; bool [B, B], where it was.
@@ -219,8 +223,9 @@ def candidate_scores(
 
     longest = max(images.mask.shape[1], captions.mask.shape[1])
     numbers = of_images.size * longest * images.tokens.shape[-1]
-    divisors = [p for p in range(1, size + 1) if size % p == 0]
-    parts = next((p for p in divisors if numbers <= p * _NUMBERS_PER_BLOCK), size)
+    # Every part has rows on every device.
+    possible = [p for p in range(1, size // devices + 1) if size % (p * devices) == 0]
+    parts = next((p for p in possible if numbers <= p * devices * _NUMBERS_PER_BLOCK), possible[-1])
     turned = lambda caption, image: score(image, caption)
     by_image = map_in_parts(lambda x: block(score, x, captions), (images, of_images), parts)
     by_caption = map_in_parts(lambda x: block(turned, x, images), (captions, candidates[1]), parts)
