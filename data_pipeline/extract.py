@@ -34,7 +34,7 @@ from data_pipeline.extraction import BAD_IMAGES, Budget, Parts, alone, extract, 
 from data_pipeline.file_checks import check_name
 from data_pipeline.image_files import Search, find_images
 from data_pipeline.sources.captions import Splits
-from data_pipeline.sources.extracted import ExtractedFeatures, extracted_source
+from data_pipeline.sources.extracted import ExtractedFeatures, extracted_source, kept
 from data_pipeline.sources.scene_graphs import SceneGraphs
 
 if TYPE_CHECKING:
@@ -170,6 +170,7 @@ def _run(args: argparse.Namespace) -> None:
         budget = Budget(args.max_bad, directory / BAD_IMAGES)
         try:
             budget.add(search.bad)
+            kept(captions, search.files)  # Says it now, and not when all is extracted.
             extractor = _extractor(args)
             settings = json.loads(json.dumps(_settings(extractor)))
             if args.overwrite:
@@ -186,10 +187,7 @@ def _run(args: argparse.Namespace) -> None:
             )
         finally:
             budget.write()
-    found = {
-        split: [item for item in items if item.file_name not in budget.bad]
-        for split, items in captions.items()
-    }
+    found = kept(captions, search.files.keys() - budget.bad.keys())
     _build(args, found, ExtractedFeatures(directory), graphs)
     _report(args, extractor, budget, directory)
 

@@ -589,6 +589,24 @@ def test_bad_images_are_left_out_within_the_budget(models, ten, capsys):
     assert listed.read_text().splitlines()[0] == "5.png\tmissing"
 
 
+@pytest.mark.parametrize("mistake", ["missing", "damaged"])
+def test_a_split_that_loses_all_of_its_images_is_an_error(models, ten, capsys, mistake):
+    lines = [f"{i}.png,A picture,{'dev' if i < 2 else 'train'}" for i in range(10)]
+    (ten / "captions.csv").write_text("\n".join(["image,caption,split", *lines]))
+    for name in ("0.png", "1.png"):
+        path = ten / "images" / name
+        path.unlink() if mistake == "missing" else path.write_text("no image")
+    assert run(models, ten) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "split dev keeps none of its 2 images, such as '0.png', which is missing or" in error
+    assert not (ten / "out" / "region_captions").exists()
+    # What is missing is known before any work.
+    assert bool(features_in(ten / "out")) == (mistake == "damaged")
+    draw(ten / "images" / "0.png", 0)
+    assert run(models, ten) == 0
+    assert open_dataset(ten / "out", "mine").info.splits["dev"].num_examples == 1
+
+
 def test_images_that_come_later_or_change_are_extracted(models, ten, without_dataset):
     image = (ten / "images" / "5.png").read_bytes()
     (ten / "images" / "5.png").unlink()

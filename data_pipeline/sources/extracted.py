@@ -7,7 +7,7 @@ They lie in OUT/extracted/NAME as `part-00000.npz`, ... of a few hundred images 
 import dataclasses
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -161,11 +161,29 @@ class ExtractedFeatures:
 def extracted_source(
     name: str, captions: Splits, store: ExtractedFeatures, graphs: SceneGraphs | None = None
 ) -> JoinedSource:
-    """Captions joined with extracted features; images without features are left out."""
-    known = set(store.names())
-    kept = {
-        split: [item for item in items if item.file_name in known]
+    """Captions joined with extracted features; images without features are left out.
+
+    Raises:
+      DataError: nothing of a split would be left.
+    """
+    return JoinedSource(name, kept(captions, set(store.names())), store, kind="file", graphs=graphs)
+
+
+def kept(captions: Splits, names: Container[str]) -> Splits:
+    """The images that are called by one of the names; DataError for a split that keeps none.
+
+    Without this error a folder that is missing would cost a whole split, unnoticed until a training
+    is to be evaluated on it.
+    """
+    found = {
+        split: [item for item in items if item.file_name in names]
         for split, items in captions.items()
     }
-    kept = {split: items for split, items in kept.items() if items}
-    return JoinedSource(name, kept, store, kind="file", graphs=graphs)
+    for split, items in captions.items():
+        if items and not found[split]:
+            raise DataError(
+                f"split {split} keeps none of its {len(items)} images, such as "
+                f"{items[0].file_name!r}, which is missing or bad; give the directory that has "
+                "these images too, correct them, or take the split out of --captions"
+            )
+    return found
