@@ -42,6 +42,7 @@ class SplitFigures:
     def __init__(self, name: str) -> None:
         self.name, self.statistics = name, Statistics()
         self.low, self.high = np.inf, -np.inf
+        self.farthest = 0.0
         self.relations = 0
 
     def add(self, record: dict[str, Any]) -> None:
@@ -49,6 +50,7 @@ class SplitFigures:
         self.statistics.add(record)
         self.low = min(self.low, float(record["regions"].min()))
         self.high = max(self.high, float(record["regions"].max()))
+        self.farthest = max(self.farthest, float(record["boxes"].max()))
         self.relations += len(record["relations"])
 
     @staticmethod
@@ -56,8 +58,8 @@ class SplitFigures:
         """The line above the splits."""
         return (
             f"{'split':<8}{'images':>9}{'captions':>10}{'an image':>10}{'words':>20}"
-            f"{'regions':>10}{'features from .. to':>22}{'with boxes':>12}{'with relations':>16}"
-            f"{'relations':>11}"
+            f"{'regions':>10}{'features from .. to':>22}{'boxes to':>10}{'with boxes':>12}"
+            f"{'with relations':>16}{'relations':>11}"
         )
 
     def __str__(self) -> str:
@@ -69,6 +71,8 @@ class SplitFigures:
             f"{_span(found.caption_counts):>10}"
             f"{f'mean {found.mean_words:.1f}, max {found.max_words}':>20}"
             f"{_span(found.region_counts):>10}{f'{self.low:.3g} .. {self.high:.3g}':>22}"
+            # A share of the image: if it is far from 1, boxes and sizes hardly belong together.
+            f"{f'{self.farthest:.2f}' if found.with_boxes else '-':>10}"
             f"{found.with_boxes:>12,}{found.with_relations:>16,}{self.relations:>11,}"
         )
 

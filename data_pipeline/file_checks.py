@@ -28,6 +28,7 @@ NPZ_ERRORS = (
     *(KeyError, OSError, RuntimeError),
 )
 
+ROUNDED = 0.001  # What a box in 0..1 may leave it by, as some were rounded.
 _LARGEST = float(np.finfo(np.float32).max)
 
 Relation = tuple[int, str, int, float]  # Subject region, predicate, object region, confidence.
@@ -119,21 +120,40 @@ def half_precision(row: np.ndarray, where: str) -> np.ndarray:
     return half
 
 
-def normalised_boxes(boxes: np.ndarray, size: np.ndarray, where: str) -> np.ndarray:
-    """[R, 4] pixels to float32 0..1; a box may leave its image by one pixel, and is clipped."""
+def check_pixels(boxes: np.ndarray, size: np.ndarray, where: str) -> None:
+    """DataError for boxes [R, 4] that look like 0..1, which as pixels would all be one corner."""
+    highest = float(boxes.max(initial=0))
+    if 0 < highest <= 2 < size.max():
+        remedy = "0..1 and not pixels; multiply them by width and height"
+        raise DataError(
+            f"{where}: boxes go up to {highest:.4g} in an image of {size[0]} x {size[1]}: that is "
+            + (remedy if highest <= 1 + ROUNDED else "neither 0..1 nor pixels; correct the boxes")
+        )
+
+
+def normalised_boxes(
+    boxes: np.ndarray, size: np.ndarray, where: str, tolerance: float = 1.0
+) -> np.ndarray:
+    """[R, 4] boxes to float32 0..1 of their image, of pixels if that is what its size is in.
+
+    A box may leave its image by the tolerance, and is clipped: by a pixel, as counted from 1, or by
+    as much less as the unit is larger.
+    """
     if (size <= 0).any():
         raise DataError(
             f"{where}: image size {size.tolist()} is not positive; correct the image's size"
         )
     limits = np.tile(size, 2).astype(np.float32)
     boxes = boxes.astype(np.float32)
-    inside = np.isfinite(boxes) & (boxes >= -1) & (boxes <= limits + 1)
+    beyond = np.float32(tolerance)
+    inside = np.isfinite(boxes) & (boxes >= -beyond) & (boxes <= limits + beyond)
     ordered = (boxes[:, 2] >= boxes[:, 0]) & (boxes[:, 3] >= boxes[:, 1])
     wrong = np.flatnonzero(~(inside.all(axis=1) & ordered))
     if wrong.size:
+        pixels = f"an image of {size[0]} x {size[1]} pixels; correct the box or the image's size"
         raise DataError(
             f"{where}, region {wrong[0]}: box {boxes[wrong[0]].tolist()} is not x1, y1, x2, y2 in "
-            f"an image of {size[0]} x {size[1]} pixels; correct the box or the image's size"
+            + (pixels if (size > 1).any() else "0..1, as the others are; correct the box")
         )
     return np.clip(boxes / limits, 0, 1)
 

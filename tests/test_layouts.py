@@ -248,6 +248,28 @@ def test_objects_that_are_no_regions_take_their_relations_along(tmp_path, images
     assert found[images[0].file_name]["relations"].shape == (0, 3)
 
 
+@pytest.mark.parametrize("layout", ["bottom-up", "folders"])
+@pytest.mark.parametrize(("factor", "well"), [(1, False), (1.9, False), (3, True), (0, True)])
+def test_boxes_in_0_to_1_are_not_taken_for_pixels(tmp_path, images, capsys, layout, factor, well):
+    for image in images[1:2]:
+        image.boxes = image.boxes / np.tile(image.size, 2).astype(np.float32)
+        image.boxes *= np.float32(factor) / image.boxes.max()
+    if layout == "folders":
+        layouts.write_folders(tmp_path / "f", images)
+    else:
+        layouts.write_tsv(tmp_path / "f", images)
+    layouts.write_coco(tmp_path / "a.json", images)
+    words = (layout, tmp_path / "f", "--captions", f"train={tmp_path / 'a.json'}", "--name", "tiny")
+    if well:  # A box of zeros says that there is none.
+        return run(*words, "--check")
+    run(*words, "--out", tmp_path / "data", expect=2)
+    (error,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
+    assert f"boxes go up to {factor} in an image of 210 x 101: that is" in error
+    assert str(images[1].image_id) in error
+    remedy = "multiply them by width and height" if factor == 1 else "neither 0..1 nor pixels"
+    assert remedy in error
+
+
 def test_only_the_first_images_of_a_split(tmp_path, images):
     layouts.write_tsv(tmp_path / "all.tsv", images)
     layouts.write_karpathy(tmp_path / "dataset.json", images)
@@ -286,6 +308,8 @@ def test_check_reports_and_writes_nothing(tmp_path, images, capsys):
     assert row[1:3] == [str(len(train)), str(captions)]
     # All have boxes, no scene graphs were given.
     assert row[-3:] == [str(len(train)), "0", "0"]
+    farthest = max(float((i.boxes / np.tile(i.size, 2)).max()) for i in train)
+    assert row[-4] == f"{farthest:.2f}"
 
     # One image is missing, one has a twin, one a box outside, one is in nobody's captions.
     images[0].boxes[1, 2] = 5000

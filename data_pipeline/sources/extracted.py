@@ -57,7 +57,12 @@ class Part:
         labels = self.labels[here] if len(self.labels) else None
         where = f"{path}, image {self.names[row]}"
         return Regions(
-            self.features[here], where, self.boxes[here], size=(width, height), labels=labels
+            self.features[here],
+            where,
+            self.boxes[here],
+            size=(width, height),
+            labels=labels,
+            surely_pixels=True,  # A detector may find nothing but a speck in the corner.
         )
 
     def _rows(self, row: int) -> slice:

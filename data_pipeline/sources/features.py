@@ -39,6 +39,7 @@ class Regions:
     boxes_where: file and place of the boxes, if it is another.
     size: width and height in pixels, or None where the store does not know.
     labels: int32 [R] numbers of the store's labels, -1 for none; or None.
+    surely_pixels: whether boxes come from this program, and not from somebody's file.
     """
 
     features: np.ndarray
@@ -47,6 +48,7 @@ class Regions:
     boxes_where: str = ""
     size: tuple[int, int] | None = None
     labels: np.ndarray | None = None
+    surely_pixels: bool = False
 
 
 class FeatureStore(Protocol):

@@ -7,7 +7,12 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.errors import DataError
-from data_pipeline.file_checks import encode_relations, half_precision, normalised_boxes
+from data_pipeline.file_checks import (
+    check_pixels,
+    encode_relations,
+    half_precision,
+    normalised_boxes,
+)
 from data_pipeline.sources.captions import Item, Splits
 from data_pipeline.sources.features import FeatureStore, Regions
 from data_pipeline.sources.scene_graphs import Graph, SceneGraphs
@@ -191,4 +196,6 @@ def _boxes(found: Regions, size: tuple[int, int] | None) -> np.ndarray:
         raise DataError(
             f"{where} has boxes in pixels and no size; give --sizes, or captions that know it"
         )
+    if not found.surely_pixels:
+        check_pixels(found.boxes, np.array(size), where)
     return normalised_boxes(found.boxes, np.array(size), where)
