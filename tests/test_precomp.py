@@ -397,6 +397,20 @@ def test_boxes_that_are_nearly_in_0_to_1(directory, highest, well):
             ScanPrecomp(directory).read("train", 1)
 
 
+@pytest.mark.parametrize(("lowest", "well"), [(-0.0005, True), (-0.002, False), (-0.9, False)])
+def test_boxes_in_0_to_1_do_not_begin_far_outside(directory, lowest, well):
+    boxes = np.load(directory / "train_boxes.npy") / np.array([100, 80, 100, 80], np.float32)
+    boxes[0, 1, 1] = lowest
+    np.save(directory / "train_boxes.npy", boxes)
+    source = ScanPrecomp(directory)
+    np.testing.assert_array_equal(source.read("train", 1)["boxes"], boxes[1])
+    if well:
+        np.testing.assert_array_equal(source.read("train", 0)["boxes"], boxes[0].clip(0))
+    else:
+        with pytest.raises(DataError, match="row 0, region 1: box .* in 0..1, as the others are"):
+            source.read("train", 0)
+
+
 def test_rows_repeated_only_in_part_are_refused(tmp_path):
     write_split(tmp_path, repeated=True)
     edit_array("ims", put((12, 0, 0), 99))(tmp_path)

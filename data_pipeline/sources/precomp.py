@@ -9,6 +9,7 @@ import numpy as np
 
 from data_pipeline.errors import DataError
 from data_pipeline.file_checks import (
+    ROUNDED,
     check_is_file,
     encode_relations,
     half_precision,
@@ -22,7 +23,6 @@ from data_pipeline.sources.scene_graphs import Graph, SceneGraphs
 from data_pipeline.sources.source import Contents
 
 _REPEATS = 5  # SCAN's dev and test files hold every image row five times, once a caption.
-_ROUNDED = 1.001
 _USUAL_ORDER = ("train", "dev", "val", "test")
 
 
@@ -260,8 +260,8 @@ class ScanPrecomp:
         assert boxes is not None
         highest = float(np.nan_to_num(boxes, nan=np.inf).max())
         # No set of images has boxes of a pixel only; 1 may have been rounded up.
-        normalised = 0 < highest <= _ROUNDED
-        if _ROUNDED < highest <= 2:
+        normalised = 0 < highest <= 1 + ROUNDED
+        if 1 + ROUNDED < highest <= 2:
             raise DataError(
                 f"{path} goes up to {highest:.4g}: that is neither 0..1 nor pixels; correct it"
             )
@@ -277,7 +277,10 @@ class ScanPrecomp:
         if found is None:
             return np.zeros((self._features[split].shape[1], 4), np.float32)
         boxes, normalised = found
-        return normalised_boxes(boxes[index], np.ones(2) if normalised else size, where)
+        if normalised:
+            # A pixel beyond the image is tolerated; here 1 would be the whole image.
+            return normalised_boxes(boxes[index], np.ones(2), where, tolerance=ROUNDED)
+        return normalised_boxes(boxes[index], size, where)
 
     @functools.cache  # noqa: B019
     def _lines(self, split: str, ending: str) -> list[str]:
