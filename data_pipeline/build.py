@@ -48,6 +48,7 @@ from data_pipeline.sources import (
 )
 from data_pipeline.sources.joined import KINDS
 from data_pipeline.sources.sizes import read_sizes
+from data_pipeline.sources.source import graph_files
 from data_pipeline.synthetic import SyntheticScenes
 
 _CHECKED = """\
@@ -108,6 +109,10 @@ def build(
         print(f"{source.name!r} is already built; left as it is (--overwrite builds it again)")
     builder = open_dataset(data_dir, source.name)
     print(summary(builder))
+    if write is write_in_turn:  # Others read the images in processes of their own.
+        for graphs in graph_files(source):
+            if note := graphs.lost():
+                print(f"note: {note}")
     return builder
 
 

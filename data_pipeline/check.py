@@ -12,7 +12,8 @@ from tqdm import tqdm
 from data_pipeline.errors import DataError
 from data_pipeline.file_checks import check_name
 from data_pipeline.records import check_contents, check_record
-from data_pipeline.sources.source import Source
+from data_pipeline.sources.scene_graphs import check_survival
+from data_pipeline.sources.source import Source, graph_files
 from data_pipeline.split_statistics import Statistics
 
 _SHOWN = 10  # problems and pairs that are told in full
@@ -118,6 +119,12 @@ def check(make_source: Callable[[], Source]) -> Report:
                 shared[other, split] += 1
     report.notes += _notes(doubles, shared)
     report.notes += _names_without_partner(source)
+    files = graph_files(source)
+    report.notes += [note for graphs in files if (note := graphs.lost())]
+    try:
+        check_survival(files, sum(figures.relations for figures in report.figures.values()))
+    except DataError as error:
+        report.problems.append(str(error))
     return report
 
 

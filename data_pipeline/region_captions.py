@@ -23,7 +23,8 @@ from tqdm import tqdm
 from data_pipeline.errors import DataError
 from data_pipeline.file_checks import check_name
 from data_pipeline.shards import BadRecords, Shard, Written, plan_shards, write_shard
-from data_pipeline.sources.source import Source
+from data_pipeline.sources.scene_graphs import check_survival
+from data_pipeline.sources.source import Source, graph_files
 from data_pipeline.split_statistics import Statistics
 from data_pipeline.staging import publish, staging
 
@@ -184,6 +185,7 @@ def _metadata(source: Source, written: Sequence[Written]) -> dict[str, Any]:
         "splits": {},
         "left_out": {},
     }
+    with_relations = 0
     for split, parts in _by_split(written).items():
         total = Statistics()
         for done in parts:
@@ -191,11 +193,13 @@ def _metadata(source: Source, written: Sequence[Written]) -> dict[str, Any]:
         if not total.images:
             raise DataError(f"{source.name}/{split} has no image that can be read")
         metadata["splits"][split] = total.summary()
+        with_relations += total.with_relations
         metadata["left_out"][split] = sum(len(done.left_out) for done in parts)
         if split == "train":
             # By count, then by word: the same however many parts were added up.
             ordered = sorted(total.words.items(), key=lambda pair: (-pair[1], pair[0]))
             metadata["word_counts"] = dict(ordered)
+    check_survival(graph_files(source), with_relations)
     return metadata
 
 

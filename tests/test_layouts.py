@@ -270,6 +270,33 @@ def test_boxes_in_0_to_1_are_not_taken_for_pixels(tmp_path, images, capsys, layo
     assert remedy in error
 
 
+def test_graphs_that_lose_all_relations_are_refused(tmp_path, images, capsys):
+    layouts.write_tsv(tmp_path / "all.tsv", images)
+    layouts.write_karpathy(tmp_path / "dataset.json", images)
+    words = ["bottom-up", tmp_path / "all.tsv", "--captions", tmp_path / "dataset.json"]
+    words += ["--scene-graphs", tmp_path / "graphs.jsonl", "--name", "tiny"]
+    words += ["--out", tmp_path / "data"]
+    pixels = [image.boxes for image in images]
+    for image in images:
+        image.boxes = image.boxes / np.tile(image.size, 2).astype(np.float32)
+    layouts.write_graphs(tmp_path / "graphs.jsonl", images)
+    relations = sum(len(image.relations) for image in images)
+    expected = f"none of the {relations} relations of {tmp_path / 'graphs.jsonl'} is between two"
+    objects = sum(len(image.boxes) for image in images)
+    run(*words, expect=2)
+    assert expected in capsys.readouterr().err
+    run(*words, "--check", expect=1)
+    out = capsys.readouterr().out
+    assert f"problem: {expected}" in out
+    assert f"note: {objects} of {objects} objects of {tmp_path / 'graphs.jsonl'} are no" in out
+    # One graph that fits is enough, and the build says how far the others don't.
+    images[1].boxes = pixels[1]
+    layouts.write_graphs(tmp_path / "graphs.jsonl", images)
+    run(*words)
+    lost = objects - len(images[1].boxes)
+    assert f"note: {lost} of {objects} objects of" in capsys.readouterr().out
+
+
 def test_only_the_first_images_of_a_split(tmp_path, images):
     layouts.write_tsv(tmp_path / "all.tsv", images)
     layouts.write_karpathy(tmp_path / "dataset.json", images)

@@ -91,6 +91,10 @@ class JoinedSource:
         """Names in the feature store that no caption file speaks of."""
         return self._names - {item.names()[self.kind] for item in self._all_items()}
 
+    def scene_graphs(self) -> list[SceneGraphs]:
+        """The file of them, if there is one."""
+        return [self._graphs] if self._graphs else []
+
     def read(self, split: str, index: int) -> dict[str, Any]:
         item = self._items[split][index]
         found = self._regions(item)

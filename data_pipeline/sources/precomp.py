@@ -126,6 +126,11 @@ class ScanPrecomp:
     def _label_ids(self) -> dict[str, int]:
         return {name: number for number, name in enumerate(self.labels)}
 
+    def scene_graphs(self) -> list[SceneGraphs]:
+        """The files of them, each once."""
+        found = (self._graphs(split) for split in self.splits())
+        return list({graphs.path: graphs for graphs in found if graphs}.values())
+
     def read(self, split: str, index: int) -> dict[str, Any]:
         rows, step = self._features[split], self._step(split)
         where = f"{self._directory}, split {split}, row {index * step}"

@@ -41,12 +41,15 @@ class SceneGraphs:
     Attributes:
       path: of the file.
       by_row: whether lines have no ids: graphs are then called 0, 1, 2, ...
+      relations: how many there are in the file.
     """
 
     def __init__(self, path: Path, of_split: bool = False) -> None:
         """of_split: the lines are those of a split's images, and need no ids."""
         self.path, self.by_row, self._of_split = path, False, of_split
+        self.relations = 0
         self._places: dict[str, tuple[int, int]] = {}
+        self._lost: dict[str, tuple[int, int]] = {}  # Objects without a region, and all; once read.
         predicates: set[str] = set()
         labels: set[str] = set()
         check_is_file(path)
@@ -70,6 +73,7 @@ class SceneGraphs:
                         "already; remove one of the two"
                     )
                 self._places[name] = stream.tell() - len(line), number
+                self.relations += len(graph["relations"])
                 predicates.update(relation[1] for relation in graph["relations"])
                 labels.update(graph["labels"])
                 before = line
@@ -121,7 +125,19 @@ class SceneGraphs:
                     "of both in pixels, or graphs of these regions"
                 )
             return Graph(graph["relations"], graph["labels"], where)
-        return _on_regions(graph, np.asarray(graph["boxes"], np.float32), boxes, where)
+        overlap = intersection_over_union(np.asarray(graph["boxes"], np.float32), boxes)
+        self._lost[name] = int((overlap.max(axis=1) < _SAME).sum()), count
+        return _on_regions(graph, overlap, where)
+
+    def lost(self) -> str:
+        """How many objects of the graphs that were read are no region; "" where all are one."""
+        objects, total = (sum(pair[k] for pair in self._lost.values()) for k in (0, 1))
+        if not objects:
+            return ""
+        return (
+            f"{objects:,} of {total:,} objects of {self.path} are no region, as no box overlaps "
+            "theirs by half; their relations are left out"
+        )
 
     def _parse(self, line: bytes, number: int) -> dict[str, Any]:
         try:
@@ -156,8 +172,23 @@ def _are_boxes(value: Any) -> bool:
     )
 
 
-def _on_regions(graph: dict[str, Any], objects: np.ndarray, boxes: np.ndarray, where: str) -> Graph:
-    overlap = intersection_over_union(objects, boxes)  # [objects, R]
+def check_survival(files: Iterable[SceneGraphs], relations: int) -> None:
+    """DataError if there are relations in the files and none in the dataset that was made of them.
+
+    Boxes of other images' sizes, or in 0..1, match no region, and a graph model would learn from
+    empty graphs.
+    """
+    given = [graphs for graphs in files if graphs.relations]
+    if given and not relations:
+        raise DataError(
+            f"none of the {sum(graphs.relations for graphs in given):,} relations of "
+            f"{given[0].path} is between two regions of these images; write the graphs' boxes in "
+            "pixels of these images, or leave the file out"
+        )
+
+
+def _on_regions(graph: dict[str, Any], overlap: np.ndarray, where: str) -> Graph:
+    """overlap: float [objects, R]."""
     region, best = overlap.argmax(axis=1), overlap.max(axis=1)
     found = best >= _SAME
     relations = [
@@ -166,7 +197,7 @@ def _on_regions(graph: dict[str, Any], objects: np.ndarray, boxes: np.ndarray, w
         # Two objects that are one region have nothing to do with each other there.
         if found[s] and found[o] and (s == o or region[s] != region[o])
     ]
-    labels = [""] * len(boxes) if graph["labels"] else []
+    labels = [""] * overlap.shape[1] if graph["labels"] else []
     for number in np.argsort(best, kind="stable") if labels else ():  # The best one is last.
         if found[number]:
             labels[region[number]] = graph["labels"][number]

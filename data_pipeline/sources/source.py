@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from data_pipeline.sources.scene_graphs import SceneGraphs
+
 
 class Contents(NamedTuple):
     """The N images of a split, in their order, as far as they are known without features.
@@ -52,6 +54,11 @@ class Source(Protocol):
         Raises:
           DataError: something is wrong with this image; it names the file and the place.
         """
+
+
+def graph_files(source: Source) -> list[SceneGraphs]:
+    """The files of scene graphs of a source that reads such files."""
+    return getattr(source, "scene_graphs", list)()
 
 
 def examples(source: Source, split: str) -> Iterator[dict[str, Any]]:
