@@ -7,12 +7,13 @@ import codecs
 import json
 import lzma
 import re
+import reprlib
 import stat
 import tokenize
 import zipfile
 import zlib
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -161,19 +162,47 @@ def normalised_boxes(
 def parse_relations(line: str, path: Path, number: int) -> list[Relation]:
     """The relations of a scene graph, one JSON object; their confidence is 1 if not given."""
     try:
-        relations = []
-        for subject, predicate, target, *score in json.loads(line)["relations"]:
-            if not isinstance(predicate, str):
-                raise TypeError
-            confidence = float(score[0]) if score else 1.0
-            relations.append((int(subject), predicate, int(target), confidence))
-        return relations
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        # OverflowError from int(Infinity), RecursionError from a few thousand brackets.
+        given = json.loads(line)["relations"]
+        if not isinstance(given, list):
+            raise TypeError
+    except (ValueError, KeyError, TypeError, RecursionError):
+        # RecursionError from a few thousand brackets.
         raise DataError(
             f'{path} line {number} is not a JSON object with "relations": [[region, "predicate", '
             "region, confidence], ...]; write the file again"
         ) from None
+    for relation in given:
+        if not _is_relation(relation):
+            raise DataError(
+                f"{path} line {number}: relation {reprlib.repr(relation)} is not [region, "
+                '"predicate", region] or [region, "predicate", region, confidence] with integers '
+                "as regions; correct it"
+            )
+    return [(s, predicate, o, float(c[0]) if c else 1.0) for s, predicate, o, *c in given]
+
+
+def _is_relation(value: Any) -> bool:
+    """Nothing is rounded or read as a number that is none: 0.7 and true are no regions."""
+    if not isinstance(value, list) or len(value) not in (3, 4):
+        return False
+    subject, predicate, target, *confidence = value
+    return (
+        type(subject) is type(target) is int
+        and isinstance(predicate, str)
+        and bool(predicate.strip())
+        and is_unicode(predicate)
+        # What is not finite is told with the image, by `encode_relations`.
+        and all(type(x) is float or (type(x) is int and abs(x) <= _LARGEST) for x in confidence)
+    )
+
+
+def is_unicode(text: str) -> bool:
+    """Not so of what JSON can spell and UTF-8 can't: \\ud800, half of a character of UTF-16."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def encode_relations(

@@ -31,7 +31,21 @@ BOX = [0, 0, 4, 4]
         ({"id": 4}, 'line 2 is not a JSON object with "relations"'),
         ({"relations": []}, 'line 2 needs an "id"'),
         ({"id": [4], "relations": []}, 'line 2 needs an "id"'),
+        ({"id": True, "relations": []}, 'line 2 needs an "id"'),
+        ({"id": 4.0, "relations": []}, 'line 2 needs an "id"'),
+        ({"id": "\ud800", "relations": []}, 'line 2 needs an "id"'),
+        ({"id": 4, "relations": {}}, 'line 2 is not a JSON object with "relations"'),
+        *(
+            ({"id": 4, "relations": [[0, "on", 1], relation]}, "line 2: relation ")
+            for relation in (
+                *([0.7, "on", 1], ["0", "on", 1], [True, "on", 1], [0, "on", False]),
+                *([0, "on"], [0, "on", 1, 0.5, 0.5], [0, "", 1], [0, " ", 1], [0, 4, 1]),
+                *([0, "on", 1, "0.5"], [0, "on", 1, True], [0, "on", 1, 10**400], "abc", None),
+                [0, "\ud800", 1],
+            )
+        ),
         ({"id": 4, "relations": [], "labels": [1]}, "line 2 needs"),
+        ({"id": 4, "relations": [], "labels": ["a \udfff"]}, "line 2 needs"),
         ({"id": 4, "relations": [], "boxes": [[1, 2, 3]]}, "line 2 needs"),
         ({"id": 4, "relations": [], "boxes": [[0, 0, 1, 10**400]]}, "line 2 needs"),
         ({"id": 4, "relations": [], "boxes": [[0, 0, 1, float("nan")]]}, "line 2 needs"),

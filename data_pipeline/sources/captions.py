@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import ijson
 
 from data_pipeline.errors import DataError
-from data_pipeline.file_checks import check_file_name, check_is_file, open_array
+from data_pipeline.file_checks import check_file_name, check_is_file, is_unicode, open_array
 
 # The most that a compressed file may hold; a small file of zeros would never end.
 _MOST_BYTES = 2**34
@@ -131,19 +131,10 @@ def _check(path: Path, split: str, items: Sequence[Item]) -> None:
             if not isinstance(caption, str) or not caption.strip():
                 raise DataError(f"{where}: caption {number} is empty; correct it or leave it out")
         for text in (item.file_name, *item.captions):
-            if not _is_unicode(text):
+            if not is_unicode(text):
                 raise DataError(f"{where}: {text!r} has half a character (surrogate); correct it")
         check_file_name(item.file_name, where)
         check_file_name(item.folder, where)
-
-
-def _is_unicode(text: str) -> bool:
-    """Not so of what JSON can spell and UTF-8 can't: \\ud800, half of a character of UTF-16."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _open(path: Path) -> BinaryIO:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_pipeline.errors import DataError
-from data_pipeline.file_checks import Relation, check_is_file, parse_relations
+from data_pipeline.file_checks import Relation, check_is_file, is_unicode, parse_relations
 
 _SAME = 0.5  # intersection over union from which an object of the graph is a region of the store
 _MOST_BYTES = 2**26
@@ -150,9 +150,10 @@ class SceneGraphs:
         content = json.loads(text)
         boxes, labels = content.get("boxes") or [], content.get("labels") or []
         name = content.get("id")
-        well = isinstance(name, int | str) or (name is None and self._of_split)
+        well = _is_id(name) or (name is None and self._of_split)
         well = well and isinstance(labels, list)
-        well = well and all(isinstance(label, str) for label in labels) and _are_boxes(boxes)
+        well = well and all(isinstance(label, str) and is_unicode(label) for label in labels)
+        well = well and _are_boxes(boxes)
         if not well or (boxes and labels and len(boxes) != len(labels)):
             raise DataError(
                 f'{self.path} line {number} needs an "id", and if it has them as many "boxes" '
@@ -161,13 +162,17 @@ class SceneGraphs:
         return {"id": name, "boxes": boxes, "labels": labels, "relations": relations}
 
 
+def _is_id(value: Any) -> bool:
+    return type(value) is int or (isinstance(value, str) and is_unicode(value))
+
+
 def _are_boxes(value: Any) -> bool:
     if not isinstance(value, list):
         return False
     return all(
         isinstance(box, list)
         and len(box) == 4
-        and all(isinstance(x, int | float) and abs(x) < _FARTHEST for x in box)
+        and all(type(x) in (int, float) and abs(x) < _FARTHEST for x in box)
         for box in value
     )
 
