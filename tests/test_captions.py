@@ -151,6 +151,28 @@ def test_half_a_character_is_named(tmp_path, text):
     assert r"\ud800" in error_of(path) and "image 1017" in error_of(path)
 
 
+@pytest.mark.parametrize("kind", ["karpathy.json", "karpathy.json.gz", "coco.json"])
+def test_half_a_character_in_json_is_no_question_mark(tmp_path, kind):
+    path, text = write(tmp_path, kind), "A dog number 0 of image 1"
+    pack, unpack = (gzip.compress, gzip.decompress) if kind.endswith("gz") else (bytes, bytes)
+    data = unpack(path.read_bytes())
+    whole = data.replace(text.encode(), rb"\ud83d\ude00 " + text.encode())
+    path.write_bytes(pack(whole))
+    split = None if "karpathy" in kind else "train"
+    (_, item, *_) = read_captions(path, split=split)["train"]
+    assert item.captions[0].startswith("\U0001f600 A dog")
+    path.write_bytes(pack(whole.replace(rb"\ude00", b"")))
+    assert r"has half a character (surrogate), \ud83d behind" in error_of(path)
+
+
+def test_half_a_character_in_the_captions_of_vsepp(tmp_path):
+    layouts.write_vsepp(tmp_path / "a", IMAGES)
+    path = tmp_path / "a" / "captions_train2014.json"
+    path.write_text(path.read_text().replace("A dog", r"A \udc00 dog", 1))
+    with pytest.raises(DataError, match=r"captions_train2014.json has half a character"):
+        read_captions(tmp_path / "a")
+
+
 @pytest.mark.parametrize("name", ["captions.txt", "a.CSV", "a.Tsv", "a.JSONL", "a.JSON"])
 def test_endings_are_told_apart_in_any_case(tmp_path, name):
     writers = {"jsonl": layouts.write_jsonl, "json": layouts.write_karpathy}

@@ -21,6 +21,7 @@ import ijson
 
 from data_pipeline.errors import DataError
 from data_pipeline.file_checks import check_file_name, check_is_file, is_unicode, open_array
+from data_pipeline.json_escapes import find_half_character
 
 # The most that a compressed file may hold; a small file of zeros would never end.
 _MOST_BYTES = 2**34
@@ -192,7 +193,7 @@ def _guarded(read: Callable[..., Splits]) -> Callable[..., Splits]:
 @_guarded
 def _read_json(path: Path, split: str | None) -> Splits:
     """Karpathy's JSON if images have sentences, COCO's if there are annotations."""
-    _check_depth(path)
+    _check_json(path)
     with _open(path) as stream:
         for prefix, event, _ in ijson.parse(stream):
             if (prefix, event) == ("annotations", "start_array"):
@@ -219,8 +220,15 @@ def _read_json(path: Path, split: str | None) -> Splits:
     return {split: [_coco_item(i, row, captions[i["id"]], path) for row, i in enumerate(kept)]}
 
 
-def _check_depth(path: Path) -> None:
-    """DataError for brackets in brackets in brackets, over which a parser takes for ever."""
+def _check_json(path: Path) -> None:
+    """DataError for what parsers pass over.
+
+    Over brackets in brackets in brackets they take for ever, and half a character, which is no
+    text, becomes a question mark in ijson's.
+    """
+    with _open(path) as stream:
+        if half := find_half_character(stream):
+            raise DataError(f"{path} has half a character (surrogate), {half}; correct it")
     depth = 0
     with _open(path) as stream:
         for event, _ in ijson.basic_parse(stream):
@@ -284,6 +292,7 @@ def _read_vsepp(directory: Path) -> Splits:
     images: dict[int, dict[str, Any]] = {}
     captions: dict[int, tuple[int, str]] = {}
     for path in files:
+        _check_json(path)
         images |= _coco_images(path)
         for found in _coco_annotations(path):
             caption = found["image_id"], found["caption"]
