@@ -109,10 +109,11 @@ def build(
         print(f"{source.name!r} is already built; left as it is (--overwrite builds it again)")
     builder = open_dataset(data_dir, source.name)
     print(summary(builder))
+    notes: list[str] = getattr(source, "shared", list)()
     if write is write_in_turn:  # Others read the images in processes of their own.
-        for graphs in graph_files(source):
-            if note := graphs.lost():
-                print(f"note: {note}")
+        notes += [note for graphs in graph_files(source) if (note := graphs.lost())]
+    for note in notes:
+        print(f"note: {note}")
     return builder
 
 

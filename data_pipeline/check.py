@@ -121,6 +121,8 @@ def check(make_source: Callable[[], Source]) -> Report:
     report.notes += _names_without_partner(source)
     files = graph_files(source)
     report.notes += [note for graphs in files if (note := graphs.lost())]
+    if report.problems:
+        return report  # Relations may be those of the images that could not be read.
     try:
         check_survival(files, sum(figures.relations for figures in report.figures.values()))
     except DataError as error:

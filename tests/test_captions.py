@@ -83,6 +83,11 @@ MISTAKES = [
         "lists image 1000 twice",
     ),
     ("karpathy.json", lambda c: c["images"][2].update(cocoid=3.7), "id 3.7 is no integer"),
+    (
+        "coco.json",
+        lambda c: c["annotations"].append(c["annotations"][3]),
+        "has annotation 10510 twice; remove one of the two",
+    ),
     ("coco.json", lambda c: c.pop("annotations"), "has neither images with sentences"),
     ("coco.json", lambda c: c["images"][0].pop("file_name"), "not laid out as expected"),
 ]
@@ -107,6 +112,17 @@ def test_mistakes_in_json_are_named(tmp_path, kind, change, expected):
         ("a.csv", "image,caption,image_id\na.jpg,A dog,1\nb.jpg,A cat,1\n", "1 is listed twice"),
         ("a.csv", "image,caption\na.jpg," + "x" * 200_000, "field larger than field limit"),
         ("a.csv", "image,caption\n", "has no image with a caption"),
+        (
+            "a.csv",
+            "image,caption,split\na.jpg,A,train\nb.jpg,B,dev\na.jpg,C,test\n",
+            "line 4: a.jpg is in test here and in train on line 2; an image has one split",
+        ),
+        (
+            "a.jsonl",
+            '{"image": "a.jpg", "caption": "A", "split": "dev"}\n'
+            '{"image": "a.jpg", "caption": "B"}',
+            "line 2: a.jpg is in train here and in dev on line 1",
+        ),
         ("a.csv", "image,caption\na.jpg,Two dogs, one brown\n", "line 2 goes on after its last"),
         ("a.csv", 'image,caption\na.jpg,"A dog\nb.jpg,A "cat"\n', "line"),
         ("a.csv", 'image,caption\na.jpg,"A dog\nb.jpg,A cat"\n', "line 3 ends a field that began"),
@@ -288,6 +304,7 @@ def test_a_bomb_ends_at_the_limit(tmp_path, monkeypatch):
     [
         (np.array([1, 2]), "names caption 1, which no captions_*.json beside it has"),
         (np.array(["a"]), "it must be caption ids [N]"),
+        (np.array([10170, 10170, 10340]), "coco_train_ids.npy names caption 10170 more than once"),
         (np.array([{}], object), "not a whole .npy file of numbers"),
         # The captions of an image must lie together.
         (np.array([10170, 10340, 10171]), "image 1017 is listed twice"),

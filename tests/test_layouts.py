@@ -433,8 +433,12 @@ def test_ids_in_two_splits_are_noted(tmp_path, images, capsys):
     layouts.write_coco(tmp_path / "a.json", images[:4])
     layouts.write_coco(tmp_path / "b.json", images[2:])
     captions = ("--captions", f"train={tmp_path / 'a.json'}", f"dev={tmp_path / 'b.json'}")
-    run("bottom-up", tmp_path / "all.tsv", *captions, "--name", "tiny", "--check")
+    words = ("bottom-up", tmp_path / "all.tsv", *captions, "--name", "tiny")
+    run(*words, "--check")
     assert "note: 2 ids are in both train and dev" in capsys.readouterr().out
+    run(*words, "--out", tmp_path / "data")
+    expected = f"note: 2 images are in both train and dev, such as {images[2].file_name}"
+    assert expected in capsys.readouterr().out
 
 
 def test_a_split_given_twice_is_refused(tmp_path, images, capsys):

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import ijson
+import numpy as np
 
 from data_pipeline.errors import DataError
 from data_pipeline.file_checks import check_file_name, check_is_file, is_unicode, open_array
@@ -104,6 +105,21 @@ def first(splits: Splits, limits: Mapping[str, int]) -> Splits:
     if unknown := sorted(limits.keys() - splits.keys()):
         raise DataError(f"--first {unknown[0]}=... is no split; there are {', '.join(splits)}")
     return {split: items[: limits.get(split)] for split, items in splits.items()}
+
+
+def shared_images(splits: Splits) -> list[str]:
+    """What images, by file name, are in two splits, for notes; none should be."""
+    owners: dict[str, str] = {}
+    shared: dict[tuple[str, str], list[str]] = {}
+    for split, items in splits.items():
+        for item in items:
+            name = item.file_name or f"image {item.image_id}"
+            if (other := owners.setdefault(name, split)) != split:
+                shared.setdefault((other, split), []).append(name)
+    return [
+        f"{len(names):,} images are in both {a} and {b}, such as {names[0]}"
+        for (a, b), names in shared.items()
+    ]
 
 
 def _with_restval(splits: Splits, restval: str) -> Splits:
@@ -273,8 +289,14 @@ def _coco_images(path: Path) -> dict[int, dict[str, Any]]:
 
 
 def _coco_annotations(path: Path) -> Iterator[dict[str, Any]]:
+    seen: set[int] = set()
     with _open(path) as stream:
-        yield from ijson.items(stream, "annotations.item", use_float=True)
+        for annotation in ijson.items(stream, "annotations.item", use_float=True):
+            number = annotation.get("id")  # One's own files may have none.
+            if number is not None and number in seen:
+                raise DataError(f"{path} has annotation {number} twice; remove one of the two")
+            seen.add(number)
+            yield annotation
 
 
 def _coco_item(image: Mapping[str, Any], row: int, captions: Sequence[str], path: Path) -> Item:
@@ -318,6 +340,11 @@ def _vsepp_items(
         raise DataError(
             f"{path} names caption {unknown[0]}, which no captions_*.json beside it has"
         )
+    values, counts = np.unique(ids, return_counts=True)
+    if (counts > 1).any():
+        raise DataError(
+            f"{path} names caption {values[counts > 1][0]} more than once; write it again"
+        )
     groups = itertools.groupby((captions[int(i)] for i in ids), key=lambda found: found[0])
     return [
         _coco_item(images[image_id], row, [text for _, text in group], path)
@@ -332,6 +359,7 @@ def _read_table(path: Path, split: str | None, held_out: Mapping[str, float]) ->
     ids: dict[tuple[str, str], int] = {}
     numbers: dict[str, int] = {}
     lines: dict[tuple[str, str], int] = {}
+    split_of: dict[str, tuple[str, str]] = {}
     check_is_file(path)
     rows = _jsonl_rows(path) if path.suffix.lower() == ".jsonl" else _csv_rows(path)
     for line, row in rows:
@@ -343,6 +371,11 @@ def _read_table(path: Path, split: str | None, held_out: Mapping[str, float]) ->
             raise DataError(f"{path} line {line} ({name}) has no `caption`; write one a line")
         named = _known_split(str(row["split"])) if row.get("split") else split
         key = named or _drawn_split(name, held_out), name
+        if (other := split_of.setdefault(name, key)) != key:
+            raise DataError(
+                f"{path} line {line}: {name} is in {key[0]} here and in {other[0]} on line "
+                f"{lines[other]}; an image has one split, on each of its lines"
+            )
         number = numbers.setdefault(name, len(numbers))
         image_id = int(row["image_id"]) if row.get("image_id") not in (None, "") else number
         if ids.setdefault(key, image_id) != image_id:

@@ -13,7 +13,7 @@ from data_pipeline.file_checks import (
     half_precision,
     normalised_boxes,
 )
-from data_pipeline.sources.captions import Item, Splits
+from data_pipeline.sources.captions import Item, Splits, shared_images
 from data_pipeline.sources.features import FeatureStore, Regions
 from data_pipeline.sources.scene_graphs import Graph, SceneGraphs
 from data_pipeline.sources.source import Contents
@@ -90,6 +90,10 @@ class JoinedSource:
     def surplus(self) -> set[str]:
         """Names in the feature store that no caption file speaks of."""
         return self._names - {item.names()[self.kind] for item in self._all_items()}
+
+    def shared(self) -> list[str]:
+        """Notes on images that are in two splits, as the files of these say."""
+        return shared_images(self._items)
 
     def scene_graphs(self) -> list[SceneGraphs]:
         """The file of them, if there is one."""
