@@ -52,6 +52,10 @@ def edited_json(path, change):
     return path
 
 
+def set_image(key, value, content):
+    content["images"][2][key] = value
+
+
 MISTAKES = [
     ("karpathy.json", lambda c: c["images"][1].update(cocoid=1000), "image 1000 is listed twice"),
     ("karpathy.json", lambda c: c["images"][1].update(sentences=[]), "image 1017 has no caption"),
@@ -88,6 +92,18 @@ MISTAKES = [
         lambda c: c["annotations"].append(c["annotations"][3]),
         "has annotation 10510 twice; remove one of the two",
     ),
+    *(
+        ("karpathy.json", functools.partial(set_image, key, value), expected)
+        for key, value, expected in [
+            ("filename", None, "name None is no text"),
+            ("filename", 12, "name 12 is no text"),
+            ("filepath", None, "name None is no text"),
+            ("split", None, "split None is no text"),
+            ("split", 7, "split 7 is no text"),
+            ("split", ["train"], "split ['train'] is no text"),
+        ]
+    ),
+    ("coco.json", functools.partial(set_image, "file_name", None), "name None is no text"),
     ("coco.json", lambda c: c.pop("annotations"), "has neither images with sentences"),
     ("coco.json", lambda c: c["images"][0].pop("file_name"), "not laid out as expected"),
 ]
@@ -132,6 +148,16 @@ def test_mistakes_in_json_are_named(tmp_path, kind, change, expected):
         ("a.jsonl", '{"image": "a.jpg"}\n', "line 1 (a.jpg) has no `caption`"),
         ("a.jsonl", '{"image": "a.jpg", "captions": [1]}\n', "line 1 (a.jpg) has no `caption`"),
         ("a.jsonl", '\n["a.jpg"]\n', "line 2 is no object"),
+        *(
+            ("a.jsonl", f'{{"image": "a.jpg", "caption": "A dog", {field}}}', expected)
+            for field, expected in [
+                ('"image_id": 5009.7', "id 5009.7 is no integer"),
+                ('"image_id": true', "id True is no integer"),
+                ('"split": 4', "split 4 is no text"),
+                ('"split": 0', "split 0 is no text"),
+                ('"split": ["train"]', "split ['train'] is no text"),
+            ]
+        ),
         ("a.jsonl", '{"image": "a.jpg", "caption": "A dog"}\n{"imag', "line 2 is not JSON"),
         ("a.jsonl", "[" * 100_000, "line 1 is not JSON"),
         ("a.json", "{", "is damaged"),

@@ -260,8 +260,8 @@ def _read_karpathy(path: Path) -> Splits:
             sentences = tuple(sentence["raw"].strip() for sentence in image["sentences"])
             image_id = image.get("cocoid", image.get("imgid", row))
             item = Item(
-                *(_as_id(image_id), row, str(image.get("filename", "")), sentences, path),
-                folder=str(image.get("filepath", "")),
+                *(_as_id(image_id), row, _as_text(image.get("filename", "")), sentences, path),
+                folder=_as_text(image.get("filepath", "")),
             )
             splits.setdefault(_known_split(image["split"]), []).append(item)
     return splits
@@ -274,8 +274,17 @@ def _as_id(value: Any) -> int:
     return int(value)
 
 
-def _known_split(name: str) -> str:
+def _as_text(value: Any) -> str:
+    """A name; null is none, and would be a file called None."""
+    if not isinstance(value, str):
+        raise TypeError(f"name {value!r} is no text")
+    return value
+
+
+def _known_split(name: Any) -> str:
     """What others call "val" is the "dev" of this field."""
+    if not isinstance(name, str):
+        raise TypeError(f"split {name!r} is no text")
     return "dev" if name in ("val", "valid", "validation") else name
 
 
@@ -302,7 +311,7 @@ def _coco_annotations(path: Path) -> Iterator[dict[str, Any]]:
 def _coco_item(image: Mapping[str, Any], row: int, captions: Sequence[str], path: Path) -> Item:
     size = (int(image["width"]), int(image["height"])) if "width" in image else None
     texts = tuple(" ".join(caption.split()) for caption in captions)
-    return Item(int(image["id"]), row, str(image["file_name"]), texts, path, size=size)
+    return Item(_as_id(image["id"]), row, _as_text(image["file_name"]), texts, path, size=size)
 
 
 @_guarded
@@ -369,7 +378,8 @@ def _read_table(path: Path, split: str | None, held_out: Mapping[str, float]) ->
         found = _captions_of(row)
         if not found:
             raise DataError(f"{path} line {line} ({name}) has no `caption`; write one a line")
-        named = _known_split(str(row["split"])) if row.get("split") else split
+        given = row.get("split")
+        named = split if given in (None, "") else _known_split(given)
         key = named or _drawn_split(name, held_out), name
         if (other := split_of.setdefault(name, key)) != key:
             raise DataError(
@@ -377,7 +387,7 @@ def _read_table(path: Path, split: str | None, held_out: Mapping[str, float]) ->
                 f"{lines[other]}; an image has one split, on each of its lines"
             )
         number = numbers.setdefault(name, len(numbers))
-        image_id = int(row["image_id"]) if row.get("image_id") not in (None, "") else number
+        image_id = _as_id(row["image_id"]) if row.get("image_id") not in (None, "") else number
         if ids.setdefault(key, image_id) != image_id:
             raise DataError(f"{path} line {line}: {name} is image {ids[key]} and {image_id}")
         texts.setdefault(key, []).extend(found)
