@@ -27,6 +27,7 @@ from data_pipeline.caption_flags import (
     add_caption_flags,
     add_scene_graphs_flag,
     captions_of,
+    count_rows,
     scene_graphs_of,
 )
 from data_pipeline.check import check
@@ -46,6 +47,7 @@ from data_pipeline.sources import (
     ScanPrecomp,
     Source,
 )
+from data_pipeline.sources.captions import Splits
 from data_pipeline.sources.joined import KINDS
 from data_pipeline.sources.sizes import read_sizes
 from data_pipeline.sources.source import graph_files
@@ -287,17 +289,36 @@ def _opener(args: argparse.Namespace) -> Callable[[], Source]:
 
 
 def _joined(args: argparse.Namespace) -> Source:
-    if args.sizes and len(args.captions) > 1:
-        raise DataError("--sizes go by the rows of one caption file, and --captions names several")
+    captions = captions_of(args)
+    sizes = _sizes(args, captions) if args.sizes else ()
     store = BottomUpTsv(args.tsv) if args.command == "bottom-up" else FeatureFolders(args.directory)
     return JoinedSource(
         args.name,
-        captions_of(args),
+        captions,
         store,
         kind=args.names,
-        sizes=read_sizes(args.sizes) if args.sizes else (),
+        sizes=sizes,
         graphs=scene_graphs_of(args),
     )
+
+
+def _sizes(args: argparse.Namespace, captions: Splits) -> list[tuple[int, int]]:
+    """Those of --sizes; DataError where they can't be those of the caption file's images."""
+    if len(args.captions) > 1:
+        raise DataError("--sizes go by the rows of one caption file, and --captions names several")
+    path = next(item.path for items in captions.values() for item in items)
+    found, rows = read_sizes(args.sizes), count_rows(args, captions)
+    if path.suffix == ".npy":
+        raise DataError(
+            f"--sizes go by the rows of one caption file, and {args.captions[0]} is a directory "
+            "with several; leave them out, as COCO's files know the sizes"
+        )
+    if len(found) != rows:
+        raise DataError(
+            f"{args.sizes} has {len(found)} sizes and {path} {rows} images; give the sizes of "
+            "these images, in their order"
+        )
+    return found
 
 
 def _writer(

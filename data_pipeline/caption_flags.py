@@ -64,6 +64,15 @@ def captions_of(args: argparse.Namespace) -> Splits:
     return first(splits, _limits(args.first))
 
 
+def count_rows(args: argparse.Namespace, splits: Splits) -> int:
+    """Images of the one caption file, of which the flags may have left out some."""
+    if args.first or not args.restval:
+        splits = captions_of(
+            argparse.Namespace(**{**vars(args), "first": [], "restval": "restval"})
+        )
+    return 1 + max(item.row for items in splits.values() for item in items)
+
+
 def _limits(words: Sequence[str]) -> dict[str, int]:
     limits: dict[str, int] = {}
     for word in words:

@@ -330,6 +330,7 @@ def test_a_bomb_ends_at_the_limit(tmp_path, monkeypatch):
     [
         (np.array([1, 2]), "names caption 1, which no captions_*.json beside it has"),
         (np.array(["a"]), "it must be caption ids [N]"),
+        (np.array([], int), "coco_train_ids.npy names no caption; copy it again, or remove it"),
         (np.array([10170, 10170, 10340]), "coco_train_ids.npy names caption 10170 more than once"),
         (np.array([{}], object), "not a whole .npy file of numbers"),
         # The captions of an image must lie together.

@@ -110,6 +110,25 @@ def test_sizes_that_are_missing_or_a_pipe(tmp_path, images, form, capsys):
     assert f"{path} is no regular file" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("others", [(), ("--first", "train=1"), ("--restval", "")])
+def test_sizes_of_other_images_are_refused(tmp_path, images, capsys, others):
+    layouts.write_folders(tmp_path / "f", images)
+    layouts.write_karpathy(tmp_path / "dataset.json", images[:8])
+    words = ["folders", tmp_path / "f", "--captions", tmp_path / "dataset.json", "--sizes"]
+    words += [tmp_path / "sizes.pkl", "--name", "tiny", "--out", tmp_path / "data", *others]
+    for count in (7, 9):
+        layouts.write_sizes(tmp_path / "sizes.pkl", images[:count])
+        run(*words, expect=2)
+        expected = f"{tmp_path / 'sizes.pkl'} has {count} sizes and {tmp_path / 'dataset.json'} 8"
+        assert expected in capsys.readouterr().err
+    layouts.write_sizes(tmp_path / "sizes.pkl", images[:8])
+    run(*words)
+    layouts.write_vsepp(tmp_path / "ids", images)
+    words[words.index("--captions") + 1] = tmp_path / "ids"
+    run(*words, expect=2)
+    assert f"and {tmp_path / 'ids'} is a directory with several" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("form", ["npy", "json"])
 def test_sizes_in_other_forms(tmp_path, images, form):
     layouts.write_folders(tmp_path / "f", images, name=lambda row, image: image.stem)
@@ -153,12 +172,12 @@ def test_tables(tmp_path, images, ending):
 def test_a_table_without_splits_is_divided_by_names(tmp_path):
     images = layouts.make_images(60)
     layouts.write_folders(tmp_path / "f", images, name=lambda row, image: image.stem)
-    layouts.write_sizes(tmp_path / "sizes.pkl", images)
     words = ("folders", tmp_path / "f", "--sizes", tmp_path / "sizes.pkl", "--dev", 0.2)
 
     def splits(name, count):
         path = tmp_path / f"{name}.csv"
         layouts.write_csv(path, images[:count], splits=False, ids=False)
+        layouts.write_sizes(tmp_path / "sizes.pkl", images[:count])
         run(*words, "--captions", path, "--name", name, "--out", tmp_path / "data")
         return {
             record["file_name"]: split

@@ -349,6 +349,10 @@ def _vsepp_items(
         raise DataError(
             f"{path} names caption {unknown[0]}, which no captions_*.json beside it has"
         )
+    if not len(ids):
+        raise DataError(
+            f"{path} names no caption; copy it again, or remove it to build without this split"
+        )
     values, counts = np.unique(ids, return_counts=True)
     if (counts > 1).any():
         raise DataError(
