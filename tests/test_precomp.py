@@ -218,6 +218,10 @@ MISTAKES = {
         "train_img_sizes.npy is an array of <U11; it must be one of numbers",
     ),
     "file names": (edit_text("filenames.txt", b"a\n"), "has 1 rows"),
+    "file names elsewhere": (
+        edit_text("filenames.txt", b"a.jpg\nb.jpg\n../c.jpg\nd.jpg\n"),
+        "train_filenames.txt line 3: file name '../c.jpg' leads out of its directory",
+    ),
     "graph": (edit_text("scene_graphs.jsonl", lambda d: b"{}" + d[d.index(b"\n") :]), "line 1 is"),
     "relation": (
         edit_text("scene_graphs.jsonl", lambda d: d.replace(b"[0, ", b"[9, ", 1)),

@@ -10,6 +10,7 @@ import numpy as np
 from data_pipeline.errors import DataError
 from data_pipeline.file_checks import (
     ROUNDED,
+    check_file_name,
     check_is_file,
     encode_relations,
     half_precision,
@@ -140,7 +141,7 @@ class ScanPrecomp:
                 f"{where}: this and the next {step - 1} rows differ, whereas rows 0 to "
                 f"{step - 1} are one image; repeat every image {step} times, or none"
             )
-        sizes, names = self._sizes(split), self._lines(split, "filenames.txt")
+        sizes, names = self._sizes(split), self._file_names(split)
         captions = self._captions(split)
         per_image = len(captions) // self._count(split)
         size = np.zeros(2, np.int32) if sizes is None else np.asarray(sizes[index], np.int32)
@@ -288,9 +289,14 @@ class ScanPrecomp:
         return normalised_boxes(boxes[index], size, where)
 
     @functools.cache  # noqa: B019
-    def _lines(self, split: str, ending: str) -> list[str]:
-        path = self._path(split, ending)
-        return self._aligned(split, read_lines(path), path) if path.exists() else []
+    def _file_names(self, split: str) -> list[str]:
+        path = self._path(split, "filenames.txt")
+        if not path.exists():
+            return []
+        names = read_lines(path)
+        for number, name in enumerate(names, start=1):
+            check_file_name(name, f"{path} line {number}")
+        return self._aligned(split, names, path)
 
     @functools.cache  # noqa: B019
     def _captions(self, split: str) -> list[str]:
@@ -383,7 +389,7 @@ class ScanPrecomp:
         names = {}
         if self._has_ids(split):
             names["id"] = str(self.contents(split).image_ids[index])
-        if files := self._lines(split, "filenames.txt"):
+        if files := self._file_names(split):
             names |= {"file": files[index], "stem": Path(files[index]).stem}
         return names
 
