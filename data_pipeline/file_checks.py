@@ -99,13 +99,20 @@ def read_lines(path: Path) -> list[str]:
 
 def parse_integer(text: str, path: Path, number: int) -> int:
     """The image id on a line."""
+    remedy = "remove the file to number the images by row"
     try:
-        return int(text)
+        value = int(text)
     except ValueError:
         raise DataError(
-            f"{path} line {number}: id {text!r} is not an integer; write integers, or remove the "
-            "file to number the images by row"
+            f"{path} line {number}: id {reprlib.repr(text)} is not an integer; write integers, or "
+            f"{remedy}"
         ) from None
+    if not 0 <= value < 2**31:
+        raise DataError(
+            f"{path} line {number}: id {reprlib.repr(text)} is not in 0 .. 2^31 - 1; renumber the "
+            f"images, or {remedy}"
+        )
+    return value
 
 
 def half_precision(row: np.ndarray, where: str) -> np.ndarray:

@@ -181,6 +181,15 @@ MISTAKES = {
         "line 6: id 1",
     ),
     "id in letters": (edit_text("ids.txt", b"a.jpg\n2\n3\n4\n"), "id 'a.jpg' is not an integer"),
+    "id of many digits": (
+        edit_text("ids.txt", b"1\n2\n99999999999999999999\n4\n"),
+        "train_ids.txt line 3: id '99999999999999999999' is not in 0 .. 2^31 - 1",
+    ),
+    "id of thousands of digits": (
+        edit_text("ids.txt", b"1\n2\n" + b"9" * 5000 + b"\n4\n"),
+        "train_ids.txt line 3: id '999999",
+    ),
+    "id below 0": (edit_text("ids.txt", b"1\n2\n-3\n4\n"), "line 3: id '-3' is not in 0 .."),
     "box outside": (edit_array("boxes", put((3, 1, 2), 102)), "row 3, region 1: box"),
     "box turned": (edit_array("boxes", put((1, 0, 2), 0)), "row 1, region 0: box"),
     "box rows": (edit_array("boxes", lambda a: a[:3]), "has 3 rows and train_ims.npy has 4"),
