@@ -193,6 +193,13 @@ def test_half_a_character_is_named(tmp_path, text):
     assert r"\ud800" in error_of(path) and "image 1017" in error_of(path)
 
 
+@pytest.mark.parametrize("kind", ["karpathy.json", "coco.json"])
+def test_an_integer_of_thousands_of_digits(tmp_path, kind):
+    path = write(tmp_path, kind)
+    path.write_text(path.read_text().replace("1017", "1" * 5000, 1))
+    assert "has an integer of thousands of digits" in error_of(path)
+
+
 @pytest.mark.parametrize("kind", ["karpathy.json", "karpathy.json.gz", "coco.json"])
 def test_half_a_character_in_json_is_no_question_mark(tmp_path, kind):
     path, text = write(tmp_path, kind), "A dog number 0 of image 1"

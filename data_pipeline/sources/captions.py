@@ -194,6 +194,11 @@ def _guarded(read: Callable[..., Splits]) -> Callable[..., Splits]:
             raise
         except FileNotFoundError:
             raise DataError(f"{path} does not exist; give a caption file") from None
+        except SystemError:
+            # What ijson's parser in C leaves behind where Python refuses an integer.
+            raise DataError(
+                f"{path} has an integer of thousands of digits; correct it, or copy the file again"
+            ) from None
         except (ijson.JSONError, gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError) as e:
             reason = str(e).splitlines()[0]
             raise DataError(f"{path} is damaged ({reason}); copy it again") from None
