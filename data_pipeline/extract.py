@@ -248,7 +248,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     models.add_argument(
         "--grid",
-        type=_grid,
+        type=_natural,
         metavar="N",
         help="N x N cells are the regions, or with 0 every patch (default: 6)",
     )
@@ -264,7 +264,7 @@ def _parser() -> argparse.ArgumentParser:
     work.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     work.add_argument(
         "--max-bad",
-        type=int,
+        type=_natural,
         default=100,
         metavar="N",
         help="more images than this that are missing or damaged are an error (default: 100)",
@@ -297,7 +297,7 @@ def _score(text: str) -> float:
     return value
 
 
-def _grid(text: str) -> int:
+def _natural(text: str) -> int:
     if (value := int(text)) < 0:
         raise argparse.ArgumentTypeError(f"{text} is negative")
     return value

@@ -766,6 +766,7 @@ def test_what_is_missing_is_said_in_one_line(models, ten, capsys, monkeypatch):
         (["--detector", "x", "--grid", "3"], "--grid is without --detector"),
         (["--regions", "3"], "--regions is of the boxes that a --detector finds"),
         (["--batch-size", "0"], "0 is not positive"),
+        (["--max-bad", "-1"], "--max-bad: -1 is negative"),
         (["--image-size", "1000000"], "1000000 is more than 4096 pixels"),
         (["--detector", "x", "--least-score", "1.5"], "1.5 is no score; give a number from 0 to 1"),
         (["--detector", "x", "--least-score", "nan"], "nan is no score"),
