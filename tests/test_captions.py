@@ -315,6 +315,18 @@ def test_val_of_a_table_is_dev(tmp_path):
     assert list(read_captions(tmp_path / "a.csv")) == ["train", "dev"]
 
 
+def test_a_drawn_split_without_an_image_is_told(tmp_path, capsys):
+    path = tmp_path / "a.csv"
+    path.write_text("image,caption\na.jpg,A dog\nb.jpg,A cat\n")
+    assert list(read_captions(path, held_out={"dev": 0.001, "test": 0.0})) == ["train"]
+    error = capsys.readouterr().err
+    assert error.count("note: ") == 1 and "no image of 2 fell to dev; give a larger --dev" in error
+    read_captions(path, split="train", held_out={"dev": 0.001})
+    path.write_text("image,caption,split\na.jpg,A dog,train\n")
+    read_captions(path, held_out={"dev": 0.001})
+    assert capsys.readouterr().err == ""
+
+
 def test_a_file_that_names_its_splits_is_given_none(tmp_path):
     path = write(tmp_path, "karpathy.json")
     with pytest.raises(DataError, match="names the splits itself; leave out train="):

@@ -12,6 +12,7 @@ import gzip
 import hashlib
 import itertools
 import json
+import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -378,6 +379,7 @@ def _read_table(path: Path, split: str | None, held_out: Mapping[str, float]) ->
     numbers: dict[str, int] = {}
     lines: dict[tuple[str, str], int] = {}
     split_of: dict[str, tuple[str, str]] = {}
+    drawn = False
     check_is_file(path)
     rows = _jsonl_rows(path) if path.suffix.lower() == ".jsonl" else _csv_rows(path)
     for line, row in rows:
@@ -389,6 +391,7 @@ def _read_table(path: Path, split: str | None, held_out: Mapping[str, float]) ->
             raise DataError(f"{path} line {line} ({name}) has no `caption`; write one a line")
         given = row.get("split")
         named = split if given in (None, "") else _known_split(given)
+        drawn = drawn or not named
         key = named or _drawn_split(name, held_out), name
         if (other := split_of.setdefault(name, key)) != key:
             raise DataError(
@@ -401,6 +404,14 @@ def _read_table(path: Path, split: str | None, held_out: Mapping[str, float]) ->
             raise DataError(f"{path} line {line}: {name} is image {ids[key]} and {image_id}")
         texts.setdefault(key, []).extend(found)
         lines.setdefault(key, line)
+    for name in held_out if drawn else ():
+        # Of few images a share may be none; and a training is then evaluated on nothing.
+        if held_out[name] and not any(split == name for split, _ in texts):
+            print(
+                f"note: {path}: by the hash of its name no image of {len(texts)} fell to {name}; "
+                f"give a larger --{name}, or a column `split`",
+                file=sys.stderr,
+            )
     splits: Splits = {}
     for key, captions in texts.items():
         item = Item(ids[key], numbers[key[1]], key[1], tuple(captions), path, lines[key])
