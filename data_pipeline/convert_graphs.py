@@ -54,6 +54,8 @@ def read_graphs(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise DataError(
             f"{path} is not a dict of file name -> scene graph; give the file of the images' graphs"
         )
+    if not graphs:
+        raise DataError(f"{path} has no scene graphs; give the file of the images' graphs")
     return graphs
 
 

@@ -215,6 +215,8 @@ def test_mistakes_are_named_in_one_line(tmp_path, capsys, mistake):
         ("graphs.json", b"[" * 100_000, "is not JSON"),
         ("graphs.json", b"\xff\xfe\x00", "is not JSON"),
         ("graphs.json", b"[]", "not a dict of file name"),
+        ("graphs.json", b"{}", "graphs.json has no scene graphs; give the file"),
+        ("graphs.pkl", pickle.dumps({}), "graphs.pkl has no scene graphs"),
         ("graphs.pkl", pickle.dumps({1: {}}), "not a dict of file name"),
         ("graphs.pkl", pickle.dumps({"a": collections.OrderedDict()}), "collections.OrderedDict"),
         ("graphs.pkl", b"", "not a whole pickle"),
