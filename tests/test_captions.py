@@ -41,7 +41,7 @@ def error_of(path, **options):
     with pytest.raises(DataError) as caught:
         read_captions(path, split=None if "karpathy" in path.name else "train", **options)
     message = str(caught.value)
-    assert "\n" not in message and str(path) in message
+    assert "\n" not in message and str(path) in message and "DataError" not in message
     return message
 
 
@@ -126,7 +126,7 @@ def test_mistakes_in_json_are_named(tmp_path, kind, change, expected):
         ("a.csv", "image,caption,image_id\na.jpg,A dog,x\n", "not laid out as expected"),
         ("a.csv", "image,caption,image_id\na.jpg,A dog,1\na.jpg,A cat,2\n", "a.jpg is image 1 and"),
         ("a.csv", "image,caption,image_id\na.jpg,A dog,1\nb.jpg,A cat,1\n", "1 is listed twice"),
-        ("a.csv", "image,caption\na.jpg," + "x" * 200_000, "field larger than field limit"),
+        ("a.csv", "image,caption\na.jpg," + "x" * 200_000, "(131072); close the quotation marks"),
         ("a.csv", "image,caption\n", "has no image with a caption"),
         (
             "a.csv",
@@ -169,10 +169,59 @@ def test_mistakes_in_text_are_named(tmp_path, name, text, expected):
     assert expected in error_of(tmp_path / name)
 
 
-@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.json"])
-def test_text_that_is_not_utf8(tmp_path, name):
-    (tmp_path / name).write_bytes(b'{"image": "\xff\xfe"}\n')
-    assert f"{tmp_path / name} is damaged (" in error_of(tmp_path / name)
+@pytest.mark.parametrize(
+    ("name", "before"),
+    [
+        ("a.csv", "image,caption\na.jpg,A dog\n"),
+        ("a.jsonl", '{"image": "a.jpg", "caption": "A dog"}\n' * 2),
+    ],
+)
+def test_the_line_that_is_not_utf8_is_named(tmp_path, name, before):
+    (tmp_path / name).write_bytes(before.encode() + b"b.jpg,A c\xff\xfet\n")
+    assert f"{tmp_path / name} line 3 is not UTF-8 (" in error_of(tmp_path / name)
+
+
+def test_json_that_is_not_utf8(tmp_path):
+    (tmp_path / "a.json").write_bytes(b'{"image": "\xff\xfe"}\n')
+    assert "a.json is " in error_of(tmp_path / "a.json")
+
+
+def test_a_parsers_message_is_text(tmp_path):
+    path = write(tmp_path, "karpathy.json")
+    path.write_bytes(path.read_bytes()[:-40])
+    assert "b'" not in error_of(path) and 'b"' not in error_of(path)
+    (tmp_path / "a.json").write_text('{"images": [}')
+    message = error_of(tmp_path / "a.json")
+    assert "b'" not in message and "damaged (" in message
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "place"),
+    [
+        ("karpathy.json", lambda c: c["images"][3].pop("split"), "images[3]"),
+        ("karpathy.json", lambda c: c["images"][3]["sentences"][0].update(raw=None), "images[3]"),
+        ("karpathy.json", lambda c: c["images"][3].update(sentences=None), "images[3]"),
+        ("coco.json", lambda c: c["images"][3].update(width="x"), "images[3]"),
+        ("coco.json", lambda c: c["annotations"][5].update(caption=None), "annotations[5]"),
+        ("coco.json", lambda c: c["annotations"][5].update(image_id=[1]), "annotations[5]"),
+        ("coco.json", lambda c: c["annotations"].insert(5, None), "annotations[5]"),
+    ],
+)
+def test_the_entry_that_is_not_as_expected_is_named(tmp_path, kind, change, place):
+    path = edited_json(write(tmp_path, kind), change)
+    assert f"{path} {place} is not laid out as expected (" in error_of(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "image,caption,image_id\na.jpg,A dog,1\nb.jpg,A cat,x\n"),
+        ("a.jsonl", '\n\n{"image": "b.jpg", "caption": "A", "image_id": Infinity}\n'),
+    ],
+)
+def test_the_line_with_an_odd_id_is_named(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    assert f"{tmp_path / name} line 3 is not laid out as expected (" in error_of(tmp_path / name)
 
 
 @pytest.mark.parametrize("kind", ["karpathy.json", "karpathy.json.gz", "coco.json", "table.jsonl"])

@@ -184,6 +184,34 @@ class _Limited:
         return data
 
 
+_LAYOUT_ERRORS = (KeyError, TypeError, AttributeError, ValueError, OverflowError)
+
+
+class _At:
+    """Names the entry of a file in which a value is missing or is not what it has to be."""
+
+    __slots__ = ("_number", "_path", "_place")
+
+    def __init__(self, path: Path, place: str, number: int) -> None:
+        """place: with {} for the number."""
+        self._path, self._place, self._number = path, place, number
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, _LAYOUT_ERRORS) and not isinstance(error, DataError):
+            raise _layout_error(f"{self._path} {self._place.format(self._number)}", error) from None
+
+
+def _layout_error(where: str, error: BaseException) -> DataError:
+    reason = "nothing called " + str(error) if isinstance(error, KeyError) else str(error)
+    return DataError(
+        f"{where} is not laid out as expected ({type(error).__name__}: {reason}); "
+        "python -m data_pipeline.build --help lists the layouts"
+    )
+
+
 def _guarded(read: Callable[..., Splits]) -> Callable[..., Splits]:
     """Whatever is wrong with the syntax of a file becomes one line."""
 
@@ -195,19 +223,27 @@ def _guarded(read: Callable[..., Splits]) -> Callable[..., Splits]:
             raise
         except FileNotFoundError:
             raise DataError(f"{path} does not exist; give a caption file") from None
+        except UnicodeDecodeError as error:
+            line = _undecodable_line(path)
+            where = f"{path} line {line}" if line else f"{path}"
+            raise DataError(
+                f"{where} is not UTF-8 ({error.reason}); convert the file, e.g. with iconv"
+            ) from None
         except SystemError:
             # What ijson's parser in C leaves behind where Python refuses an integer.
             raise DataError(
                 f"{path} has an integer of thousands of digits; correct it, or copy the file again"
             ) from None
-        except (ijson.JSONError, gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError) as e:
-            reason = str(e).splitlines()[0]
+        except (ijson.JSONError, gzip.BadGzipFile, EOFError, zlib.error) as e:
+            # yajl's messages come as bytes.
+            first_argument = e.args[0] if e.args else ""
+            text = str(e)
+            if isinstance(first_argument, bytes):
+                text = first_argument.decode("utf-8", "backslashreplace")
+            reason = text.strip().split("\n")[0]
             raise DataError(f"{path} is damaged ({reason}); copy it again") from None
-        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-            raise DataError(
-                f"{path} is not laid out as expected ({type(error).__name__}: {error}); "
-                "python -m data_pipeline.build --help lists the layouts"
-            ) from None
+        except _LAYOUT_ERRORS as error:
+            raise _layout_error(str(path), error) from None
 
     return guarded
 
@@ -263,13 +299,16 @@ def _read_karpathy(path: Path) -> Splits:
     splits: Splits = {}
     with _open(path) as stream:
         for row, image in enumerate(ijson.items(stream, "images.item", use_float=True)):
-            sentences = tuple(sentence["raw"].strip() for sentence in image["sentences"])
-            image_id = image.get("cocoid", image.get("imgid", row))
-            item = Item(
-                *(_as_id(image_id), row, _as_text(image.get("filename", "")), sentences, path),
-                folder=_as_text(image.get("filepath", "")),
-            )
-            splits.setdefault(_known_split(image["split"]), []).append(item)
+            with _At(path, "images[{}]", row):
+                sentences = tuple(
+                    _as_text(sentence["raw"], "caption").strip() for sentence in image["sentences"]
+                )
+                image_id = image.get("cocoid", image.get("imgid", row))
+                item = Item(
+                    *(_as_id(image_id), row, _as_text(image.get("filename", "")), sentences, path),
+                    folder=_as_text(image.get("filepath", "")),
+                )
+                splits.setdefault(_known_split(image["split"]), []).append(item)
     return splits
 
 
@@ -280,37 +319,44 @@ def _as_id(value: Any) -> int:
     return int(value)
 
 
-def _as_text(value: Any) -> str:
-    """A name; null is none, and would be a file called None."""
+def _as_text(value: Any, what: str = "name") -> str:
+    """A name or caption; null is none, and would be a file called None."""
     if not isinstance(value, str):
-        raise TypeError(f"name {value!r} is no text")
+        raise TypeError(f"{what} {value!r} is no text")
     return value
 
 
 def _known_split(name: Any) -> str:
     """What others call "val" is the "dev" of this field."""
-    if not isinstance(name, str):
-        raise TypeError(f"split {name!r} is no text")
+    name = _as_text(name, "split")
     return "dev" if name in ("val", "valid", "validation") else name
 
 
 def _coco_images(path: Path) -> dict[int, dict[str, Any]]:
     found: dict[int, dict[str, Any]] = {}
     with _open(path) as stream:
-        for image in ijson.items(stream, "images.item", use_float=True):
-            if found.setdefault(_as_id(image["id"]), image) is not image:
-                raise DataError(f"{path} lists image {image['id']} twice; remove one of the two")
+        for row, image in enumerate(ijson.items(stream, "images.item", use_float=True)):
+            with _At(path, "images[{}]", row):
+                if found.setdefault(_as_id(image["id"]), image) is not image:
+                    raise DataError(
+                        f"{path} lists image {image['id']} twice; remove one of the two"
+                    )
+                _coco_item(image, row, (), path)
     return found
 
 
 def _coco_annotations(path: Path) -> Iterator[dict[str, Any]]:
     seen: set[int] = set()
     with _open(path) as stream:
-        for annotation in ijson.items(stream, "annotations.item", use_float=True):
-            number = annotation.get("id")  # One's own files may have none.
-            if number is not None and number in seen:
-                raise DataError(f"{path} has annotation {number} twice; remove one of the two")
-            seen.add(number)
+        annotations = ijson.items(stream, "annotations.item", use_float=True)
+        for row, annotation in enumerate(annotations):
+            with _At(path, "annotations[{}]", row):
+                number = annotation.get("id")  # One's own files may have none.
+                if number is not None and number in seen:
+                    raise DataError(f"{path} has annotation {number} twice; remove one of the two")
+                seen.add(number)
+                _as_text(annotation["caption"], "caption")
+                hash(annotation["image_id"])  # Whether there is such an image is asked later.
             yield annotation
 
 
@@ -383,27 +429,28 @@ def _read_table(path: Path, split: str | None, held_out: Mapping[str, float]) ->
     check_is_file(path)
     rows = _jsonl_rows(path) if path.suffix.lower() == ".jsonl" else _csv_rows(path)
     for line, row in rows:
-        name = row.get("image") or row.get("file_name")
-        if not isinstance(name, str) or not name:
-            raise DataError(f"{path} line {line} has no `image`, the name of an image file")
-        found = _captions_of(row)
-        if not found:
-            raise DataError(f"{path} line {line} ({name}) has no `caption`; write one a line")
-        given = row.get("split")
-        named = split if given in (None, "") else _known_split(given)
-        drawn = drawn or not named
-        key = named or _drawn_split(name, held_out), name
-        if (other := split_of.setdefault(name, key)) != key:
-            raise DataError(
-                f"{path} line {line}: {name} is in {key[0]} here and in {other[0]} on line "
-                f"{lines[other]}; an image has one split, on each of its lines"
-            )
-        number = numbers.setdefault(name, len(numbers))
-        image_id = _as_id(row["image_id"]) if row.get("image_id") not in (None, "") else number
-        if ids.setdefault(key, image_id) != image_id:
-            raise DataError(f"{path} line {line}: {name} is image {ids[key]} and {image_id}")
-        texts.setdefault(key, []).extend(found)
-        lines.setdefault(key, line)
+        with _At(path, "line {}", line):
+            name = row.get("image") or row.get("file_name")
+            if not isinstance(name, str) or not name:
+                raise DataError(f"{path} line {line} has no `image`, the name of an image file")
+            found = _captions_of(row)
+            if not found:
+                raise DataError(f"{path} line {line} ({name}) has no `caption`; write one a line")
+            given = row.get("split")
+            named = split if given in (None, "") else _known_split(given)
+            drawn = drawn or not named
+            key = named or _drawn_split(name, held_out), name
+            if (other := split_of.setdefault(name, key)) != key:
+                raise DataError(
+                    f"{path} line {line}: {name} is in {key[0]} here and in {other[0]} on line "
+                    f"{lines[other]}; an image has one split, on each of its lines"
+                )
+            number = numbers.setdefault(name, len(numbers))
+            image_id = _as_id(row["image_id"]) if row.get("image_id") not in (None, "") else number
+            if ids.setdefault(key, image_id) != image_id:
+                raise DataError(f"{path} line {line}: {name} is image {ids[key]} and {image_id}")
+            texts.setdefault(key, []).extend(found)
+            lines.setdefault(key, line)
     for name in held_out if drawn else ():
         # Of few images a share may be none; and a training is then evaluated on nothing.
         if held_out[name] and not any(split == name for split, _ in texts):
@@ -437,6 +484,19 @@ def _drawn_split(name: str, held_out: Mapping[str, float]) -> str:
     return "train"
 
 
+def _undecodable_line(path: Path) -> int:
+    """The first line that is not UTF-8, from 1; 0 in a file that is not read by lines."""
+    if path.suffix.lower() not in _TABLES:
+        return 0
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError:
+                return number
+    return 0
+
+
 def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     tabs = path.suffix.lower() == ".tsv"
     # In TSV a quotation mark is a sign like any other.
@@ -466,7 +526,9 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     )
                 yield reader.line_num, row
         except csv.Error as error:
-            raise DataError(f"{path} line {reader.line_num}: {error}; quote the field") from None
+            long = "limit" in str(error)
+            remedy = "close the quotation marks before it, or shorten it" if long else "quote it"
+            raise DataError(f"{path} line {reader.line_num}: {error}; {remedy}") from None
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
