@@ -48,6 +48,8 @@ _REMEDY = "correct the graph, or leave the image out"
 def read_graphs(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The published dict, file name -> graph, whose graphs are not checked yet."""
     path = Path(path)
+    if not path.exists():
+        raise DataError(f"{path} does not exist; give the file of the images' graphs")
     is_json = path.name.lower().endswith((".json", ".json.gz"))
     graphs = _read_json(path) if is_json else read_pickle(path)
     if not isinstance(graphs, dict) or not all(isinstance(name, str) for name in graphs):
@@ -62,6 +64,8 @@ def read_graphs(path: str | os.PathLike[str]) -> dict[str, Any]:
 def read_ids(path: str | os.PathLike[str]) -> dict[str, int]:
     """File name -> COCO id, or number of the image, from one of Karpathy's split files."""
     path = Path(path)
+    if not path.exists():
+        raise DataError(f"{path} does not exist; give another --ids, dataset_coco.json or the like")
     content = _read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("images"), list):
         raise DataError(f'{path} has no list "images"; give dataset_coco.json or the like')

@@ -110,6 +110,10 @@ def test_ids_of_karpathys_file(tmp_path, capsys):
     (tmp_path / "dataset.json.gz").write_bytes(gzip.compress(b"{}" * 999)[:-9])
     assert main([*arguments, *packed]) == 2
     assert "dataset.json.gz can't be decompressed" in capsys.readouterr().err
+    assert main([*arguments, "--ids", str(tmp_path / "nope.json"), "--overwrite"]) == 2
+    assert "nope.json does not exist; give another --ids" in capsys.readouterr().err
+    assert main([str(tmp_path / "nope.json"), arguments[1], "--overwrite"]) == 2
+    assert "nope.json does not exist; give the file of" in capsys.readouterr().err
     without_b = {"images": KARPATHY["images"][:2]}
     (tmp_path / "dataset.json").write_text(json.dumps(without_b))
     assert main([*arguments, "--ids", str(tmp_path / "dataset.json"), "--overwrite"]) == 2

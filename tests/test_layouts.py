@@ -234,6 +234,17 @@ def test_graphs_of_other_images_are_refused(tmp_path, images, capsys):
     assert "none of the 1 scene graphs is of an image with captions" in capsys.readouterr().err
 
 
+def test_missing_files_of_features_and_graphs(tmp_path, images, capsys):
+    layouts.write_karpathy(tmp_path / "dataset.json", images)
+    words = ["bottom-up", tmp_path / "all.tsv", "--captions", tmp_path / "dataset.json"]
+    words += ["--name", "tiny"]
+    run(*words, expect=2)
+    assert f"error: {tmp_path / 'all.tsv'} does not exist; give the TSV" in capsys.readouterr().err
+    layouts.write_tsv(tmp_path / "all.tsv", images)
+    run(*words, "--scene-graphs", tmp_path / "g.jsonl", expect=2)
+    assert f"{tmp_path / 'g.jsonl'} does not exist; give another" in capsys.readouterr().err
+
+
 def test_two_images_never_read_one_file(tmp_path, images, capsys):
     layouts.write_folders(tmp_path / "f", images, name=lambda row, image: row)
     for name in ("a", "b"):

@@ -204,6 +204,14 @@ MISTAKES = {
     ),
     "no sizes": (lambda d: (d / "train_img_sizes.npy").unlink(), "no train_img_sizes.npy"),
     "size zero": (edit_array("img_sizes", put((2, 0), 0)), "row 2: image size [0, 80]"),
+    "size is no number": (
+        edit_array("img_sizes", lambda a: np.where(a == 80, np.nan, a)),
+        "row 0: image size [100.0, nan]; correct the image's size",
+    ),
+    "size is too large": (
+        edit_array("img_sizes", lambda a: a * 1e12),
+        "row 0: image size [100000000000000.0, 80000000000000.0]; correct",
+    ),
     "label": (edit_array("labels", put((1, 1), 3)), "row 1: object label 3"),
     "label far away": (
         edit_array("labels", lambda a: a.astype(np.int64) + 2**32),
@@ -255,6 +263,7 @@ MISTAKES = {
 }
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistakes_are_named_in_one_line(directory, mistake):
     damage, expected = MISTAKES[mistake]

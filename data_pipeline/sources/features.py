@@ -83,6 +83,8 @@ class BottomUpTsv:
             raise DataError(f"{', '.join(map(str, paths))} has no lines; give the whole file")
 
     def _find_lines(self, path: Path) -> None:
+        if not path.exists():
+            raise DataError(f"{path} does not exist; give the TSV files with the features")
         check_is_file(path)
         with path.open("rb") as stream:
             number = 0

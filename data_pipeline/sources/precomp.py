@@ -144,7 +144,7 @@ class ScanPrecomp:
         sizes, names = self._sizes(split), self._file_names(split)
         captions = self._captions(split)
         per_image = len(captions) // self._count(split)
-        size = np.zeros(2, np.int32) if sizes is None else np.asarray(sizes[index], np.int32)
+        size = np.zeros(2, np.int32) if sizes is None else _whole(sizes[index], where)
         boxes = self._boxes(split, index, size, where)
         graph = self._graph(split, index, boxes, size)
         relations, scores = encode_relations(
@@ -405,6 +405,13 @@ class ScanPrecomp:
             return Graph([], [])
         pixels = boxes * np.tile(size, 2) if boxes.any() and size.all() else None
         return graphs.read(name, pixels, len(boxes))
+
+
+def _whole(size: np.ndarray, where: str) -> np.ndarray:
+    """Width and height as int32; DataError for what is no number of pixels."""
+    if not (np.abs(size.astype(np.float64)) < 2**31).all():  # Not so of NaN.
+        raise DataError(f"{where}: image size {size.tolist()}; correct the image's size")
+    return size.astype(np.int32)
 
 
 def _known_shape(shape: tuple[int, ...]) -> str:

@@ -52,6 +52,8 @@ class SceneGraphs:
         self._lost: dict[str, tuple[int, int]] = {}  # Objects without a region, and all; once read.
         predicates: set[str] = set()
         labels: set[str] = set()
+        if not path.exists():
+            raise DataError(f"{path} does not exist; give another --scene-graphs")
         check_is_file(path)
         with path.open("rb") as stream:
             number, before = 0, b""
