@@ -5,4 +5,5 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/common.bash
 run bash launch/install.sh test
-run .venv/bin/python -m pytest -q --numprocesses=auto --maxprocesses=4 --dist=loadfile "$@" tests
+run .venv/bin/python -m pytest -q --numprocesses=auto --maxprocesses=4 --dist=loadfile \
+  --no-loadscope-reorder "$@" tests
