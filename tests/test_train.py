@@ -113,11 +113,11 @@ def loop(monkeypatch):
     monkeypatch.setattr(train, "_batches", batches)
     monkeypatch.setattr(train, "make_train_step", lambda *_, **__: step)
     monkeypatch.setattr(train, "frozen_mask", lambda *_: None)
-    monkeypatch.setattr(train.partitioning, "put_batch", lambda batch, mesh: batch)
+    monkeypatch.setattr(train.partitioning, "put_batch", lambda batch, mesh, size: batch)
     config = demo.get_config()
     config.train.update(steps=6, batch_size=2, log_every=2, evaluate_every=3, checkpoint_every=3)
     experiment = mock.Mock(config=config, evaluators=lambda: [mock.Mock(run=evaluate)])
-    experiment.schedule.return_value = 0.1
+    experiment.schedule.return_value, experiment.mesh.shape = 0.1, {"data": 1}
     return train.Loop(experiment, mock.Mock(best=(None, 0.0)), mock.Mock(), mock.Mock(), 0)
 
 
