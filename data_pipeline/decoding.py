@@ -76,8 +76,7 @@ def batch_images(
     """Batches of so many records, with their masks.
 
     Arrays of regions are cut or padded to max_regions, those of relations to max_relations. The
-    last batch is filled up with copies of its last record, whose `mask` is False: real rows give no
-    NaN in a model.
+    last batch is `filled`.
     """
     records = (_with_masks(record, max_regions, max_relations) for record in records)
     for first in records:
@@ -87,9 +86,19 @@ def batch_images(
             for name, value in record.items():
                 _put(value, batch[name], count, _PADDING.get(name, 0))
             count += 1
-        for values in batch.values():
-            values[count:] = values[count - 1 : count]
-        yield batch | {"mask": np.arange(batch_size) < count}
+        yield filled({name: values[:count] for name, values in batch.items()}, batch_size)
+
+
+def filled(batch: Fields, batch_size: int) -> Fields:
+    """The batch with its last row repeated up to batch_size, and `mask`, False on these copies.
+
+    Real rows give no NaN in a model.
+    """
+    rows = len(batch["image_id"])
+    if rows < batch_size:
+        chosen = np.minimum(np.arange(batch_size), rows - 1)
+        batch = {name: values[chosen] for name, values in batch.items()}
+    return batch | {"mask": np.arange(batch_size) < rows}
 
 
 def _with_masks(record: Record, max_regions: int, max_relations: int) -> Record:

@@ -33,10 +33,10 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from data_pipeline.decoding import Record, batch_images, make_decoder
+from data_pipeline.decoding import Record, batch_images, filled, make_decoder
 from data_pipeline.errors import DataError
 from data_pipeline.region_captions import find_damage, split_info
-from data_pipeline.streams import only_rows, rows_of_streams, shuffled_streams
+from data_pipeline.streams import exactly, only_rows, rows_of_streams, shuffled_stream
 from data_pipeline.tokenizer import Tokenizer
 
 Batch = dict[str, np.ndarray]
@@ -144,13 +144,13 @@ def train_batches(
         epoch, first = divmod(start_step, steps)
         while True:
             truncated = 0
-            found = shuffled_streams(
-                info, seed=seed, epoch=epoch, streams=streams, buffer=shuffle_buffer
-            )
             read = []
             for number, wanted in shares.items():
                 size = len(wanted)
-                records = found[number].take(steps * size).skip(first * size)
+                records = shuffled_stream(
+                    info, number, seed=seed, epoch=epoch, streams=streams, buffer=shuffle_buffer
+                )
+                records = records.take(steps * size).skip(first * size)
                 mine = _read(only_rows(records, wanted), builder, split)
                 read.append((mine, int(wanted.sum())))
             decoded = map(decode, _in_turn(read, steps - first))
@@ -206,7 +206,7 @@ def caption_batches(
         names = ("image_id", "caption_id", "caption_number")
         batch = dict(zip(names, np.array(numbers, np.int64), strict=True))
         batch |= {"tokens": encoded.ids, "token_mask": encoded.mask, "offsets": encoded.offsets}
-        yield _filled(batch, batch_size)
+        yield filled(batch, batch_size)
     _report_truncated(truncated, repr(split), max_tokens)
 
 
@@ -234,9 +234,7 @@ def _in_order(
     """The named features of all records, in `index` order."""
     info, decode = split_info(builder, split), make_decoder(builder, names)
     records = tf.data.TFRecordDataset([os.fspath(path) for path in info.filepaths])
-    # A file cut between two records would otherwise pass for a smaller dataset.
-    records = records.apply(tf.data.experimental.assert_cardinality(info.num_examples))
-    return map(decode, _read(records, builder, split))
+    return map(decode, _read(exactly(records, info.num_examples), builder, split))
 
 
 def _in_turn(streams: list[tuple[Iterator[bytes], int]], turns: int) -> Iterator[bytes]:
@@ -346,12 +344,3 @@ def _report_truncated(count: int, what: str, max_tokens: int) -> None:
             what,
             max_tokens,
         )
-
-
-def _filled(batch: Batch, batch_size: int) -> Batch:
-    """The batch with its last row repeated up to batch_size: real rows give no NaN in a model."""
-    rows = len(batch["image_id"])
-    filler = np.minimum(np.arange(batch_size), rows - 1)
-    if rows < batch_size:
-        batch = {name: values[filler] for name, values in batch.items()}
-    return batch | {"mask": np.arange(batch_size) < rows}

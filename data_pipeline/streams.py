@@ -45,11 +45,14 @@ def stream_spans(lengths: Sequence[int], order: Iterable[int], streams: int) -> 
     return found
 
 
-def shuffled_streams(info: Any, *, seed: int, epoch: int, streams: int, buffer: int) -> list[Any]:
-    """The streams of an epoch: for each a tf.data.Dataset of serialized records.
+def shuffled_stream(
+    info: Any, number: int, *, seed: int, epoch: int, streams: int, buffer: int
+) -> tf.data.Dataset:
+    """Serialized records of one stream of an epoch.
 
     Args:
         info: the tfds.core.SplitInfo.
+        number: of the stream, from 0 on.
         seed, epoch: decide the order.
         streams: number of streams.
         buffer: records among which the next one is drawn, over all streams.
@@ -57,24 +60,27 @@ def shuffled_streams(info: Any, *, seed: int, epoch: int, streams: int, buffer: 
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(info.shard_lengths))
     seeds = rng.integers(2**31, size=streams)
+    spans = stream_spans(info.shard_lengths, order, streams)[number]
+    files, starts, counts = (np.array(column, np.int64) for column in zip(*spans, strict=True))
     paths = np.array([str(path) for path in info.filepaths])
-    out = []
-    for spans, stream_seed in zip(
-        stream_spans(info.shard_lengths, order, streams), seeds, strict=True
-    ):
-        files, starts, counts = (np.array(column, np.int64) for column in zip(*spans, strict=True))
-        records = tf.data.Dataset.from_tensor_slices((paths[files], starts, counts)).interleave(
-            _read_span,
-            cycle_length=_OPEN_FILES,
-            block_length=1,
-            num_parallel_calls=_OPEN_FILES,
-            deterministic=True,
-        )
-        total = int(counts.sum())
-        # A file cut between two records would otherwise pass for a smaller dataset.
-        records = records.apply(tf.data.experimental.assert_cardinality(total))
-        out.append(records.shuffle(max(1, min(buffer // streams, total)), seed=int(stream_seed)))
-    return out
+    records = tf.data.Dataset.from_tensor_slices((paths[files], starts, counts)).interleave(
+        _read_span,
+        cycle_length=_OPEN_FILES,
+        block_length=1,
+        num_parallel_calls=_OPEN_FILES,
+        deterministic=True,
+    )
+    total = int(counts.sum())
+    shuffled = min(buffer // streams, total)
+    return exactly(records, total).shuffle(max(1, shuffled), seed=int(seeds[number]))
+
+
+def exactly(records: tf.data.Dataset, count: int) -> tf.data.Dataset:
+    """The records, and an error at their end if they are not so many.
+
+    A file cut between two records would otherwise pass for a smaller dataset.
+    """
+    return records.apply(tf.data.experimental.assert_cardinality(count))
 
 
 @tf.autograph.experimental.do_not_convert  # Plain calls: converting them takes most of the start.
