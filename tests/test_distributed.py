@@ -6,11 +6,12 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from tests.waiting import lines_in, wait_for_lines
 
 ROOT = Path(__file__).parents[1]
 STEPS = 14
@@ -77,20 +78,6 @@ def finish(started, codes=0):
     return outputs
 
 
-def steps_logged(workdir):
-    path = workdir / "metrics.jsonl"
-    return len(path.read_text().splitlines()) if path.exists() else 0
-
-
-def wait_for_steps(started, workdir, count):
-    deadline = time.monotonic() + 300
-    while steps_logged(workdir) < count:
-        if any(process.poll() is not None for process in started):
-            pytest.fail(str([process.communicate() for process in started]))
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def assert_same_metrics(workdir, expected):
     """Every line of the logs, with the differences that another order of sums makes."""
     read = lambda path: list(map(json.loads, (path / "metrics.jsonl").read_text().splitlines()))
@@ -113,16 +100,16 @@ def test_processes_come_and_go_and_the_run_stays_the_same(config, single, tmp_pa
     workdir = tmp_path / "elastic"
     # Four processes, of which one is told to stop; then two with two devices each; then one of 8.
     for processes, devices, partition in ((4, 1, "replicated"), (2, 2, "fsdp")):
-        before = steps_logged(workdir)
+        before = lines_in(workdir / "metrics.jsonl")
         started = start(config, workdir, processes, devices, f"--config.partition={partition}")
-        wait_for_steps(started, workdir, before + 2)
+        wait_for_lines(started, workdir / "metrics.jsonl", before + 2, seconds=300)
         started[-1].send_signal(signal.SIGTERM)
         outputs = finish(started)
         assert "stopped by SIGTERM at step" in outputs[0]
         assert "continuing from step" in outputs[0] or not before
         for said in ("stopped by", "continuing from", "compiling", "parameters on"):
             assert not any(said in output for output in outputs[1:])
-        assert 0 < steps_logged(workdir) < STEPS
+        assert 0 < lines_in(workdir / "metrics.jsonl") < STEPS
     finish(start(config, workdir, 1, 8, "--config.mesh.model=2", "--config.partition=fsdp+tensor"))
     assert_same_metrics(workdir, single)
 
@@ -145,7 +132,7 @@ def test_two_processes_train_and_evaluate_cmsei_as_one_does(config, tmp_path):
 def test_when_a_process_dies_the_others_stop(config, tmp_path):
     workdir = tmp_path / "dies"
     started = start(config, workdir, 2, 1, "--config.train.steps=100000")
-    wait_for_steps(started, workdir, 3)
+    wait_for_lines(started, workdir / "metrics.jsonl", 3, seconds=300)
     started[1].kill()
     output, _ = started[0].communicate(timeout=150)
     assert started[0].returncode not in (0, None)

@@ -14,6 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from tests.waiting import wait_for_lines
 from xmodal_jax import export
 
 ROOT = Path(__file__).parents[1]
@@ -78,17 +79,6 @@ def finished(config, tmp_path_factory):
     return workdir
 
 
-def wait_for_line(process, workdir, step):
-    log = workdir / "metrics.jsonl"
-    for _ in range(1200):
-        if process.poll() is not None:
-            pytest.fail(f"the run ended by itself: {process.communicate()}")
-        if log.exists() and len(log.read_text().splitlines()) >= step:
-            return
-        time.sleep(0.1)
-    pytest.fail(f"no {step} lines in {log} after two minutes")
-
-
 def assert_same_run(workdir, finished):
     ours, theirs = final_state(workdir), final_state(finished)
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
@@ -108,7 +98,7 @@ def test_kill_nine_thrice_and_resume_is_bit_exact(config, finished, tmp_path):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
-        wait_for_line(process, workdir, line)
+        wait_for_lines([process], workdir / "metrics.jsonl", line)
         process.kill()
         process.wait()
     done = run(config, workdir)
@@ -121,7 +111,7 @@ def test_sigterm_saves_and_the_same_command_continues(config, finished, tmp_path
     process = subprocess.Popen(
         command(config, workdir), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
     )
-    wait_for_line(process, workdir, 3)
+    wait_for_lines([process], workdir / "metrics.jsonl", 3)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0 and "stopped by SIGTERM at step" in output

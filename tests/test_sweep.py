@@ -5,11 +5,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
+from tests.waiting import wait_for_lines
 from xmodal_jax import sweep
 
 # ml_collections loads configuration files so.
@@ -110,22 +110,13 @@ def test_a_configuration_is_read_as_main_reads_it():
     assert sweep.load_config(["--config=configs/demo.py:teram"]) is None
 
 
-def wait_for_lines(process, log, count):
-    for _ in range(1200):
-        assert process.poll() is None, process.communicate()
-        if log.exists() and len(log.read_text().splitlines()) >= count:
-            return
-        time.sleep(0.1)
-    pytest.fail(f"no {count} lines in {log} after two minutes")
-
-
 def test_a_sweep_stops_continues_goes_on_after_failures_and_ends(arguments, tmp_path, capsys):
     out = tmp_path / "out"
     words = [*arguments, "--variants=teran,teram,mean_pooled"]
     process = subprocess.Popen(
         [sys.executable, "-m", "xmodal_jax.sweep", *words], stdout=subprocess.PIPE, text=True
     )
-    wait_for_lines(process, out / "teran" / "seed0" / "metrics.jsonl", 2)
+    wait_for_lines([process], out / "teran" / "seed0" / "metrics.jsonl", 2)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
