@@ -8,10 +8,10 @@ it lies there. `python -m tests.benchmarks.input_pipeline --cores 1`, 2026-11-21
 regions 2048 wide, written by TensorFlow and read by tf.data:
 
                                 MB per 1000 images   written/s   read/s
-    raw bytes, float16                         149        1340     6460
-    tf.io.serialize_tensor                     149        1270     7890   a parser of its own
-    raw bytes in GZIP files                    108          74     1110
-    lists of float32                           296          63     1620
+    raw bytes, float16                         149        1390     6470
+    tf.io.serialize_tensor                     149        1220     8060   a parser of its own
+    raw bytes in GZIP files                    108          73      800
+    lists of float32                           296          51     1600
 """
 
 from collections.abc import Callable, Iterator

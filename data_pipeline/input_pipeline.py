@@ -248,6 +248,10 @@ def _read(
     records: tf.data.Dataset, builder: tfds.core.DatasetBuilder, split: str
 ) -> Iterator[bytes]:
     """The records; where a file cannot be read, a DataError that names it."""
+    # Nothing here is for tf.data to tune, and ending an iterator may wait a second for its tuner.
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    records = records.batch(_CHUNK).prefetch(2).with_options(options)
     # Looked up here: a generator still open when Python exits finds no modules any more.
     read_errors = (
         tf.errors.DataLossError,
@@ -255,7 +259,7 @@ def _read(
         tf.errors.FailedPreconditionError,  # From assert_cardinality.
     )
     try:
-        for chunk in records.batch(_CHUNK).prefetch(2).as_numpy_iterator():
+        for chunk in records.as_numpy_iterator():
             yield from chunk
     except read_errors:
         damage = find_damage(builder, split)
