@@ -15,7 +15,6 @@ import json
 import logging
 import os
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,6 +26,7 @@ from data_pipeline.region_captions import schema
 from data_pipeline.shards import BadRecords, Shard, Written, write_shard
 from data_pipeline.sources.source import Source
 from data_pipeline.split_statistics import Statistics
+from data_pipeline.stopping import Stopped, on_stop
 
 _disabled = logging.root.manager.disable
 logging.disable(logging.WARNING)  # At import Beam warns of Google clients that nobody asked for.
@@ -42,12 +42,14 @@ finally:
 
 _OUTCOME = "outcome.jsonl"  # The pipeline's result, for the process that started it.
 _ERROR = "error.txt"  # What a worker that gave up says, and a sign for the others to stop.
-_INTERRUPTED = "SIGINT"  # stands there when nobody gave up
+_STOPPED = "signal "  # So it begins, before the number, when nobody gave up.
 # One local worker. Beam's own command breaks on a path with a space and logs each of its steps.
-# Ctrl-C goes to all processes, and Beam would wait for ever for a worker that it ends.
+# Ctrl-C goes to all processes, and a scheduler's SIGTERM may; Beam would wait for ever for a worker
+# that they end.
 _WORKER = (
     "import logging, signal; logging.disable(logging.WARNING); "
     "signal.signal(signal.SIGINT, signal.SIG_IGN); "
+    "signal.signal(signal.SIGTERM, signal.SIG_IGN); "
     "from apache_beam.runners.worker import sdk_worker_main; sdk_worker_main.main([])"
 )
 
@@ -110,7 +112,9 @@ class BeamWriter:
         if tf.io.gfile.exists(error):
             with tf.io.gfile.GFile(error) as file:
                 message = file.read()
-            raise KeyboardInterrupt if message == _INTERRUPTED else DataError(message)
+            if message.startswith(_STOPPED):
+                raise Stopped(int(message.removeprefix(_STOPPED)))
+            raise DataError(message)
         with tf.io.gfile.GFile(outcome) as file:
             written = [Written.from_json(json.loads(line)) for line in file.read().splitlines()]
         by_shard = {done.shard: done for done in written}
@@ -195,20 +199,14 @@ def _check_known(options: PipelineOptions) -> None:
 
 @contextlib.contextmanager
 def _on_this_machine(error: str) -> Iterator[None]:
-    """SIGINT makes the workers give up, as Beam would wait for them; a second one ends all."""
+    """SIGINT and SIGTERM make the workers give up, as Beam would wait for them."""
 
-    def give_up(number: int, frame: object) -> None:
-        del frame
-        signal.signal(number, signal.SIG_DFL)
+    def give_up(number: int) -> None:
         with tf.io.gfile.GFile(error, "w") as file:
-            file.write(_INTERRUPTED)
+            file.write(f"{_STOPPED}{number}")
 
-    before = signal.signal(signal.SIGINT, give_up)
-    try:
-        with _quiet_beam():
-            yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with on_stop(give_up), _quiet_beam():
+        yield
 
 
 def _local(workers: int) -> FnApiRunner:

@@ -14,7 +14,6 @@ import argparse
 import functools
 import inspect
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -51,6 +50,7 @@ from data_pipeline.sources.captions import Splits
 from data_pipeline.sources.joined import KINDS
 from data_pipeline.sources.sizes import read_sizes
 from data_pipeline.sources.source import graph_files
+from data_pipeline.stopping import Stopped, stoppable
 from data_pipeline.synthetic import SyntheticScenes
 
 _CHECKED = """\
@@ -335,32 +335,40 @@ def _writer(
     return BeamWriter(make_source, args.workers or 2, beam_args)
 
 
+def _run(args: argparse.Namespace, beam_args: Sequence[str]) -> int:
+    make_source = _opener(args)
+    if args.check:
+        report = check(make_source)
+        print(report)
+        return 1 if report.problems else 0
+    on_bad = BadRecords(skip=args.on_bad_record == "skip", limit=args.max_bad)
+    write = _writer(args, make_source, beam_args)
+    source = make_source()
+    check_counts(source, build(source, args.out, args.overwrite, on_bad, write))
+    print("next: see what can be trained on it with  python -m xmodal_jax.main --help")
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0, 1 where --check finds problems, 2 after a mistake in the data."""
+    """Returns the exit status.
+
+    0, 1 where --check finds problems, 2 after a mistake in the data, 128 + n after signal n.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     end = words.index("--") if "--" in words else len(words)
     args = _parser().parse_args(words[:end])
     try:
-        make_source = _opener(args)
-        if args.check:
-            report = check(make_source)
-            print(report)
-            return 1 if report.problems else 0
-        on_bad = BadRecords(skip=args.on_bad_record == "skip", limit=args.max_bad)
-        write = _writer(args, make_source, words[end + 1 :])
-        source = make_source()
-        check_counts(source, build(source, args.out, args.overwrite, on_bad, write))
+        with stoppable():
+            return _run(args, words[end + 1 :])
     except (DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except tf.errors.OpError as error:  # of files
         print(f"error: {error.message}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except Stopped as stopped:
         print("stopped; nothing was built", file=sys.stderr)
-        return 128 + signal.SIGINT
-    print("next: see what can be trained on it with  python -m xmodal_jax.main --help")
-    return 0
+        return stopped.exit_status
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ from typing import Any
 from tqdm import tqdm
 
 from data_pipeline.errors import DataError
+from data_pipeline.file_checks import is_unicode
 from data_pipeline.inert_pickle import read_pickle, read_unpacked
 
 _CONFIDENCE = 1.0
@@ -93,8 +94,10 @@ def neutral_graph(graph: Any, where: str) -> dict[str, list]:
         raise DataError(f'{where} is not a dict of "labels", "bbox" and "rels"; {_REMEDY}')
     labels, boxes, relations = (_listed(graph, key, where) for key in ("labels", "bbox", "rels"))
     for region, label in enumerate(labels):
-        if not isinstance(label, str):
-            raise DataError(f"{where}, region {region}: its label is no string; {_REMEDY}")
+        if not isinstance(label, str) or not is_unicode(label):
+            raise DataError(
+                f"{where}, region {region}: its label {_SHORT.repr(label)} is no text; {_REMEDY}"
+            )
     if len(boxes) != len(labels):
         raise DataError(f"{where} has {len(labels)} labels and {len(boxes)} boxes; {_REMEDY}")
     return {
@@ -155,6 +158,8 @@ def _neutral_graphs(
 ) -> Iterator[dict[str, Any]]:
     for name, graph in tqdm(graphs.items(), "graphs", unit=" images"):
         where = f"{source}, image {_SHORT.repr(name)}"
+        if not is_unicode(name):
+            raise DataError(f"{where} has half a character (surrogate) in its name; {_REMEDY}")
         if ids is not None and name not in ids:
             raise DataError(f"{where} is not in the file of --ids; give that of the same dataset")
         yield {"id": name if ids is None else ids[name], **neutral_graph(graph, where)}
@@ -186,10 +191,11 @@ def _relation(relation: Any, labels: list[str], where: str) -> list[Any]:
     if (
         not isinstance(relation, list | tuple)
         or len(relation) != 3
-        or not all(isinstance(part, str) for part in relation)
+        or not all(isinstance(part, str) and is_unicode(part) for part in relation)
+        or not relation[1].strip()
     ):
         raise DataError(
-            f"{where}: {_SHORT.repr(relation)} is not three strings, subject, predicate, object; "
+            f"{where}: {_SHORT.repr(relation)} is not three texts, subject, predicate, object; "
             f"{_REMEDY}"
         )
     subject, predicate, target = relation

@@ -9,16 +9,13 @@ pip install "xmodal_jax[extract]".
 """
 
 import argparse
-import contextlib
 import importlib.util
 import json
 import shlex
-import signal
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import PIL
@@ -36,6 +33,7 @@ from data_pipeline.image_files import Search, find_images
 from data_pipeline.sources.captions import Splits
 from data_pipeline.sources.extracted import ExtractedFeatures, extracted_source, kept
 from data_pipeline.sources.scene_graphs import SceneGraphs
+from data_pipeline.stopping import Stopped, stoppable
 
 if TYPE_CHECKING:
     from data_pipeline.region_extractors import RegionExtractor
@@ -76,32 +74,6 @@ examples:
     python -m data_pipeline.extract photos --captions captions.csv --name mine \\
         --backbone facebook/dinov2-base --detector PekingU/rtdetr_r50vd --regions 36
 """
-
-
-class Stopped(BaseException):
-    """SIGINT or SIGTERM came."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
-
-
-@contextlib.contextmanager
-def _stoppable() -> Iterator[None]:
-    """SIGINT and SIGTERM raise Stopped; files get their names when whole, so none is left half."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        del frame
-        for each, handler in before.items():
-            signal.signal(each, handler)  # A second one ends the process at once.
-        raise Stopped(number)
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _extractor(args: argparse.Namespace) -> "RegionExtractor":
@@ -323,14 +295,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Pillow's remarks on odd metadata; what it cannot read is an error and listed as such.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
-        with _stoppable():
+        with stoppable():
             _run(args)
     except (DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except Stopped as stopped:
         print("stopped; the same command continues where it was", file=sys.stderr)
-        return 128 + stopped.number
+        return stopped.exit_status
     return 0
 
 

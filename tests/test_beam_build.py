@@ -97,9 +97,11 @@ SLOW = """if True:
 """
 
 
-@pytest.mark.parametrize(("at_work", "to_all"), [(False, False), (True, True)])
-def test_ctrl_c_ends_the_workers_too(tmp_path, at_work, to_all):
-    """SIGINT to one process alone, as `kill` and job schedulers send it, or as a terminal does.
+@pytest.mark.parametrize(
+    ("at_work", "to_all", "sent"), [(False, False, signal.SIGTERM), (True, True, signal.SIGINT)]
+)
+def test_a_signal_ends_the_workers_too(tmp_path, at_work, to_all, sent):
+    """To one process alone, as `kill` and job schedulers send it, or to all, as a terminal does.
 
     When workers are not at work yet, Beam by itself waits for them for ever.
     """
@@ -121,9 +123,9 @@ def test_ctrl_c_ends_the_workers_too(tmp_path, at_work, to_all):
         try:
             wait_for(tmp_path, "begun" if at_work else "data/**/.staging-*")
             time.sleep(0 if at_work else 1)  # The processes are there, and begin with imports.
-            (os.killpg if to_all else os.kill)(process.pid, signal.SIGINT)
+            (os.killpg if to_all else os.kill)(process.pid, sent)
             # All of it would take 400 seconds.
-            assert process.wait(120) == 128 + signal.SIGINT
+            assert process.wait(120) == 128 + sent
             assert process.stderr.read().splitlines()[-1] == "stopped; nothing was built"
         finally:
             with contextlib.suppress(ProcessLookupError):

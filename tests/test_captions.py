@@ -5,6 +5,7 @@ import functools
 import gzip
 import json
 import os
+import re
 
 import numpy as np
 import pytest
@@ -13,13 +14,14 @@ from hypothesis import strategies as st
 
 from data_pipeline.caption_flags import add_caption_flags, captions_of
 from data_pipeline.errors import DataError
-from data_pipeline.sources import captions as captions_module
+from data_pipeline.sources import captions_json
 from data_pipeline.sources.captions import read_captions
 from tests import layouts
+from tests.json_values import changed
 
 IMAGES = layouts.make_images()
 FUZZ = settings(
-    max_examples=80,
+    max_examples=800,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
@@ -195,6 +197,8 @@ def test_json_that_is_not_utf8(tmp_path):
         ("karpathy.json", lambda c: c["images"][3]["sentences"][0].update(raw=None), "images[3]"),
         ("karpathy.json", lambda c: c["images"][3].update(sentences=None), "images[3]"),
         ("coco.json", lambda c: c["images"][3].update(width="x"), "images[3]"),
+        ("coco.json", lambda c: c["images"][3].update(width=300.5), "images[3]"),
+        ("coco.json", lambda c: c["images"][3].update(height=True), "images[3]"),
         ("coco.json", lambda c: c["annotations"][5].update(caption=None), "annotations[5]"),
         ("coco.json", lambda c: c["annotations"][5].update(image_id=[1]), "annotations[5]"),
         ("coco.json", lambda c: c["annotations"].insert(5, None), "annotations[5]"),
@@ -380,7 +384,7 @@ def test_a_missing_file(tmp_path):
 
 
 def test_a_bomb_ends_at_the_limit(tmp_path, monkeypatch):
-    monkeypatch.setattr(captions_module, "_MOST_BYTES", 2**20)
+    monkeypatch.setattr(captions_json, "_MOST_BYTES", 2**20)
     path = tmp_path / "a.json.gz"
     path.write_bytes(gzip.compress(b'{"images": [' + b" " * 2**24 + b"]}"))
     assert "holds more than 1048576 bytes" in error_of(path)
@@ -454,3 +458,40 @@ def test_damaged_bytes_bring_a_data_error_or_nothing(tmp_path, kind, data):
         assert "\n" not in str(error)
     else:
         assert all(item.captions for items in found.values() for item in items)
+
+
+@FUZZ
+@given(data=st.data())
+@pytest.mark.parametrize("kind", ["karpathy.json", "coco.json", "vsepp", "table.jsonl"])
+def test_other_values_bring_a_data_error_or_are_read_as_they_are(tmp_path, kind, data):
+    path = tmp_path / kind
+    if kind == "vsepp":
+        file = path / "captions_val2014.json"
+        if path.exists():
+            layouts.write_coco(file, IMAGES[len(IMAGES) // 2 :])
+        else:
+            layouts.write_vsepp(path, IMAGES)
+    else:
+        file = write(tmp_path, kind)
+    lines = kind == "table.jsonl"
+    whole = list(map(json.loads, file.read_text().splitlines() if lines else [file.read_text()]))
+    edited = changed(data, whole if lines else whole[0])
+    file.write_text("\n".join(map(json.dumps, edited if lines else [edited])))
+    try:
+        found = read_captions(path, split="train" if kind == "coco.json" or lines else None)
+    except DataError as error:
+        assert "\n" not in str(error) and str(tmp_path) in str(error)
+        return
+    files = path.glob("*.json") if kind == "vsepp" else [file]
+    given = "".join(one.read_text() for one in files)
+    for items in found.values():
+        for item in items:
+            assert type(item.image_id) is int and 0 <= item.image_id < 2**31
+            assert all(caption.strip() for caption in item.captions)
+            assert ".." not in re.split(r"[/\\]", item.file_name) and not item.file_name.startswith(
+                "/"
+            )
+            # Nothing is rounded, and no null becomes a text.
+            for side in item.size or ():
+                assert str(side) in given
+            assert json.dumps(item.file_name)[1:-1] in given

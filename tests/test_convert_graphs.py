@@ -9,10 +9,13 @@ import zlib
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from data_pipeline.convert_graphs import main, read_graphs, read_ids, summary, write_graphs
 from data_pipeline.errors import DataError
 from data_pipeline.file_checks import parse_relations
+from tests.json_values import changed
 
 GRAPHS = {
     "b.jpg": {
@@ -172,7 +175,7 @@ RELATION = "image 'b.jpg', relation 1: "
 MISTAKES = {
     "no labels": (lambda graph: graph.pop("labels"), 'not a dict of "labels"'),
     "labels": (put("labels", "man"), "'labels' is a str"),
-    "label": (put("labels", ["man", 1, "man"]), "region 1: its label is no string"),
+    "label": (put("labels", ["man", 1, "man"]), "region 1: its label 1 is no text"),
     "relations": (put("rels", {}), "'rels' is a dict"),
     "too few boxes": (lambda graph: graph["bbox"].pop(), "3 labels and 2 boxes"),
     "box of three": (put_box([1, 2, 3]), BOX),
@@ -185,7 +188,9 @@ MISTAKES = {
     "box upside down": (put_box([0, 5, 4, 4]), BOX),
     "box missing": (put_box(None), BOX),
     "pair": (put_relation(["man:0", "hat:1"]), RELATION + "['man:0', 'hat:1'] is not three"),
-    "numbers": (put_relation([0, "on", 1]), RELATION + "[0, 'on', 1] is not three strings"),
+    "half a character": (put_relation(["man:0", "\ud800", "hat:1"]), "is not three texts"),
+    "no predicate": (put_relation(["man:0", " ", "hat:1"]), "is not three texts"),
+    "numbers": (put_relation([0, "on", 1]), RELATION + "[0, 'on', 1] is not three texts"),
     "text": (put_relation("abc"), RELATION + "'abc' is not"),
     "no region": (put_relation(["man", "on", "hat:1"]), RELATION + "'man' is not label:region"),
     "region too far": (put_relation(["man:0", "on", "hat:3"]), "'hat:3' is not label:region"),
@@ -274,3 +279,23 @@ def test_graphs_are_read_as_they_are(tmp_path):
     (tmp_path / "graphs.pkl").write_bytes(pickle.dumps(GRAPHS))
     graphs = read_graphs(tmp_path / "graphs.pkl")
     assert graphs == GRAPHS and list(graphs) == list(GRAPHS)
+
+
+@settings(
+    max_examples=800, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_other_values_bring_one_line_or_whole_graphs(tmp_path, capsys, data):
+    source, out = tmp_path / "graphs.json", tmp_path / "graphs.jsonl"
+    source.write_text(json.dumps(changed(data, GRAPHS)))
+    out.unlink(missing_ok=True)
+    status = main([str(source), str(out)])
+    error = capsys.readouterr().err.split("\nerror: ")[-1]  # Behind the progress bar.
+    if status:
+        assert status == 2 and len(error.splitlines()) == 1
+        assert str(source) in error and not out.exists()
+        return
+    for line in read_lines(out):
+        count = len(line["labels"])
+        assert len(line["boxes"]) == count and np.isfinite(line["boxes"]).all()
+        assert all(0 <= s < count and 0 <= o < count for s, _, o, _ in line["relations"])

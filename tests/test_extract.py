@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 from transformers.models.vit import image_processing_pil_vit as vit_processor
 
@@ -453,6 +456,28 @@ def test_bad_images_are_told_and_never_waited_for(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(BadImage, match="DecompressionBombError"):
         open_image(tmp_path / "e.png")
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "gif", "bmp", "webp", "tiff"])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_damaged_bytes_are_a_bad_image_or_an_rgb_one(tmp_path, ending, data):
+    path = tmp_path / f"a.{ending}"
+    noise = np.random.default_rng(0).integers(0, 255, (12, 16, 3), np.uint8)
+    Image.fromarray(noise).save(path)
+    whole = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(bytes(whole[: data.draw(st.integers(0, len(whole)))]))
+    with warnings.catch_warnings(action="ignore"):
+        try:
+            image, size = open_image(path, 8)
+        except BadImage as error:
+            assert str(error) and "\n" not in str(error)
+        else:
+            assert image.mode == "RGB" and min(*image.size, *size) >= 1
 
 
 def test_a_failing_disk_makes_no_image_bad(models, ten, capsys, monkeypatch):

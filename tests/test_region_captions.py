@@ -265,6 +265,24 @@ def test_killed_build_leaves_nothing_that_counts(tmp_path):
     assert sorted(path.name for path in parent.iterdir()) == [".lock", "1.0.0"]
 
 
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_build_says_so_and_leaves_nothing(tmp_path, capsys, monkeypatch, sent):
+    def read(self, split, index):
+        if split == "dev":
+            os.kill(os.getpid(), sent)
+        return whole(self, split, index)
+
+    whole = SyntheticScenes.read
+    monkeypatch.setattr(SyntheticScenes, "read", read)
+    before = signal.getsignal(sent)
+    words = ["synthetic", "--train=40", "--dev=8", "--test=8", f"--out={tmp_path}"]
+    assert build_program.main(words) == 128 + sent
+    assert signal.getsignal(sent) is before
+    assert capsys.readouterr().err.splitlines()[-1] == "stopped; nothing was built"
+    parent = dataset_path(tmp_path, "scenes").parent
+    assert [path.name for path in parent.iterdir()] == [".lock"]
+
+
 def test_files_are_read_by_tfds_in_order_whatever_their_number(tmp_path, monkeypatch):
     monkeypatch.setattr("data_pipeline.shards._MIN_SHARDS", 13)
     build_dataset(Handmade([record(i) for i in range(50)]), tmp_path)

@@ -9,6 +9,13 @@ from hypothesis import strategies as st
 
 from data_pipeline.errors import DataError
 from data_pipeline.sources.scene_graphs import SceneGraphs, intersection_over_union
+from tests.json_values import changed
+
+FUZZ = settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 
 
 def graphs(tmp_path, *lines, of_split=False):
@@ -145,11 +152,7 @@ def test_overlaps_by_loops():
     assert 0 < np.count_nonzero(expected) < 49
 
 
-@settings(
-    max_examples=150,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@FUZZ
 @given(data=st.data())
 def test_damaged_bytes_bring_a_data_error_or_graphs(tmp_path, data):
     lines = [GOOD, {"id": "a.jpg", "boxes": [BOX, [1, 1, 3, 3]], "labels": ["x", "y"]}]
@@ -169,3 +172,23 @@ def test_damaged_bytes_bring_a_data_error_or_graphs(tmp_path, data):
                 assert len(graph.labels) in (0, 2)
     except DataError as error:
         assert len(str(error).splitlines()) == 1
+
+
+@FUZZ
+@given(data=st.data())
+def test_other_values_bring_a_data_error_or_relations_of_these_regions(tmp_path, data):
+    relations = [[1, "in", 0, 0.25], [0, "round", 1]]
+    other = {"boxes": [BOX, [1, 1, 3, 3]], "labels": ["x", "y"], "relations": relations}
+    lines = changed(data, [GOOD, {"id": "a.jpg", **other}])
+    path = tmp_path / "changed.jsonl"
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    boxes = np.array([BOX, [1, 1, 3, 3]], np.float32)
+    try:
+        found = SceneGraphs(path)
+        for name in ("3", "a.jpg"):
+            if found.find({"id": name}):
+                graph = found.read(name, boxes, 2)
+                assert all(s in (0, 1) and o in (0, 1) for s, _, o, _ in graph.relations)
+                assert all(isinstance(label, str) for label in graph.labels)
+    except DataError as error:
+        assert "\n" not in str(error) and str(path) in str(error)

@@ -18,8 +18,8 @@ It writes its own data (36 regions 2048 wide, boxes, labels and 5 captions an im
 
 mb is what lies on disk; CPU seconds are those of all threads. All of it is repeated --repeats times
 in turn and the median printed, with the load of the machine: where other programs run, CPU seconds
-mean more than speed. Two of the ratios at the end have targets. Every number of --cores has a process
-of its own, so that thread pools have the size of its processors.
+mean more than speed. Two of the ratios at the end have targets. Every number of --cores has a
+process of its own, so that thread pools have the size of its processors.
 """
 
 import argparse
