@@ -31,8 +31,10 @@ def commands():
     return [line.strip() for line in joined.splitlines() if re.match(r" {4}(python|bash) ", line)]
 
 
-def test_readme_has_the_commands():
+def test_readme_has_the_commands_and_every_heading_once():
     assert len(commands()) >= 8
+    headings = [line for line in README.splitlines() if line.startswith("#")]
+    assert len(headings) == len(set(headings)) > 10
 
 
 @pytest.mark.parametrize("command", commands())

@@ -9,14 +9,14 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from tensorboardX import SummaryWriter
-
 
 class MetricWriter:
     """Appends metrics; made anew when a run resumes."""
 
     def __init__(self, workdir: Path, start_step: int = 0) -> None:
         """start_step: the step the run continues from; later lines are dropped."""
+        from tensorboardX import SummaryWriter  # Late: it imports PyTorch where there is one.
+
         self._path = workdir / "metrics.jsonl"
         _cut_back(self._path, start_step)
         self._file = self._path.open("a")
