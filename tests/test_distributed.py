@@ -1,16 +1,14 @@
 """Several real processes on this machine, started as users start them, against a single one."""
 
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.programs import Program
 from tests.waiting import lines_in, wait_for_lines
 
 ROOT = Path(__file__).parents[1]
@@ -50,31 +48,21 @@ def start(config, workdir, processes=1, devices=1, *arguments):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     flags = f"--xla_backend_optimization_level=1 --xla_force_host_platform_device_count={devices}"
-    command = [
-        *(sys.executable, "-m", "xmodal_jax.main"),
-        *(f"--config={config}", f"--workdir={workdir}", *arguments),
-    ]
+    words = [f"--config={config}", f"--workdir={workdir}", *arguments]
     joined = lambda number: [
         *("--distributed", f"--coordinator=127.0.0.1:{port}"),
         *(f"--num_processes={processes}", f"--process_id={number}"),
     ]
     return [
-        subprocess.Popen(
-            command + (joined(number) if processes > 1 else []),
-            cwd=ROOT,
-            env=os.environ | {"XLA_FLAGS": flags},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        Program(words + (joined(number) if processes > 1 else []), XLA_FLAGS=flags)
         for number in range(processes)
     ]
 
 
 def finish(started, codes=0):
-    """The outputs of all processes once they have ended, as they should."""
-    outputs = [process.communicate(timeout=500)[0] for process in started]
-    assert [process.returncode for process in started] == [codes] * len(started), outputs
+    """What all processes wrote, once they have ended as they should."""
+    outputs = ["".join(program.communicate()) for program in started]
+    assert [program.returncode for program in started] == [codes] * len(started), outputs
     return outputs
 
 
@@ -134,9 +122,9 @@ def test_when_a_process_dies_the_others_stop(config, tmp_path):
     started = start(config, workdir, 2, 1, "--config.train.steps=100000")
     wait_for_lines(started, workdir / "metrics.jsonl", 3, seconds=300)
     started[1].kill()
-    output, _ = started[0].communicate(timeout=150)
+    _, error = started[0].communicate(timeout=150)
     assert started[0].returncode not in (0, None)
-    assert "start all processes again with the same command" in output
+    assert "start all processes again with the same command" in error
 
 
 @pytest.mark.parametrize(

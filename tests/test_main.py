@@ -7,19 +7,18 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from tests import programs
 from tests.waiting import wait_for_lines
 from xmodal_jax import export
 
-ROOT = Path(__file__).parents[1]
 # One device, as on a laptop; test_partitioning.py has the meshes.
-ENVIRONMENT = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=1"}
+ENVIRONMENT = {"XLA_FLAGS": "--xla_backend_optimization_level=1"}
 
 STEPS = 30
 CONFIG = f"""
@@ -47,23 +46,12 @@ def config(tmp_path_factory):
     return path
 
 
-def command(config, workdir, *arguments):
-    return [
-        sys.executable, "-m", "xmodal_jax.main", f"--config={config}", f"--workdir={workdir}",
-        *arguments,
-    ]  # fmt: skip
+def arguments(config, workdir, *others):
+    return f"--config={config}", f"--workdir={workdir}", *others
 
 
-def run(config, workdir, *arguments, expect=0):
-    done = subprocess.run(
-        command(config, workdir, *arguments),
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == expect, done.stdout + done.stderr
-    return done
+def run(config, workdir, *others, expect=0):
+    return programs.run(*arguments(config, workdir, *others), expect=expect, **ENVIRONMENT)
 
 
 def final_state(workdir):
@@ -75,7 +63,7 @@ def final_state(workdir):
 @pytest.fixture(scope="module")
 def finished(config, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    run(config, workdir)
+    programs.run_real(*arguments(config, workdir), **ENVIRONMENT)
     return workdir
 
 
@@ -91,32 +79,25 @@ def test_kill_nine_thrice_and_resume_is_bit_exact(config, finished, tmp_path):
     lines = sorted(np.random.default_rng(int(time.time())).choice(np.arange(2, STEPS), 3, False))
     print("killed once the log had lines:", lines)
     for line in lines:
-        process = subprocess.Popen(
-            command(config, workdir),
-            cwd=ROOT,
-            env=ENVIRONMENT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        wait_for_lines([process], workdir / "metrics.jsonl", line)
-        process.kill()
-        process.wait()
-    done = run(config, workdir)
-    assert "continuing from step" in done.stdout
+        program = programs.Program(arguments(config, workdir), **ENVIRONMENT)
+        wait_for_lines([program], workdir / "metrics.jsonl", line)
+        program.kill()
+        program.communicate()
+        assert program.returncode == -signal.SIGKILL
+    output, _ = run(config, workdir)
+    assert "continuing from step" in output
     assert_same_run(workdir, finished)
 
 
 def test_sigterm_saves_and_the_same_command_continues(config, finished, tmp_path):
     workdir = tmp_path / "stopped"
-    process = subprocess.Popen(
-        command(config, workdir), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
-    )
-    wait_for_lines([process], workdir / "metrics.jsonl", 3)
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0 and "stopped by SIGTERM at step" in output
+    program = programs.Program(arguments(config, workdir), **ENVIRONMENT)
+    wait_for_lines([program], workdir / "metrics.jsonl", 3)
+    program.send_signal(signal.SIGTERM)
+    output, _ = program.communicate(timeout=60)
+    assert program.returncode == 0 and "stopped by SIGTERM at step" in output
     stopped = int(output.split("at step ")[1].split(";")[0])
-    assert f"continuing from step {stopped}" in run(config, workdir).stdout
+    assert f"continuing from step {stopped}" in run(config, workdir)[0]
     assert_same_run(workdir, finished)
 
 
@@ -139,11 +120,11 @@ def test_a_finished_run_does_nothing_more(config, finished):
 
 
 def test_evaluate_takes_the_best_step(config, finished):
-    done = run(config, finished, "--mode=evaluate")
+    output, _ = run(config, finished, "--mode=evaluate")
     rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     best = max((row for row in rows if "dev/rsum" in row), key=lambda row: row["dev/rsum"])
     written = json.loads((finished / "evaluation_dev_full.json").read_text())
-    assert written["step"] == best["step"] and f"step {best['step']}" in done.stdout
+    assert written["step"] == best["step"] and f"step {best['step']}" in output
     for name, value in written["metrics"].items():
         assert value == pytest.approx(best["dev/" + name])
     run(config, finished, "--mode=evaluate", "--config.evaluate.split=test")
@@ -178,18 +159,18 @@ def test_export_encodes_and_scores(config, finished):
 
 
 def test_an_export_of_several_devices_loads_on_one(config, finished, tmp_path):
-    several = ENVIRONMENT | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    several = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     workdir = tmp_path / "w"
     shutil.copytree(finished, workdir)
-    subprocess.run(command(config, workdir, "--mode=export"), cwd=ROOT, env=several, check=True)
+    programs.run(*arguments(config, workdir, "--mode=export"), **several)
     code = f"import xmodal_jax.export as e; m = e.load({str(workdir / 'export')!r}); "
     code += "assert m.encode_text(['a red star', 'x']).tokens.shape[0] == 2"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ENVIRONMENT, check=True)
-    arguments = "--mode=evaluate", f"--config.init_from={workdir / 'export'}"
-    run(config, tmp_path / "same", *arguments)
+    subprocess.run([sys.executable, "-c", code], env=os.environ | ENVIRONMENT, check=True)
+    words = "--mode=evaluate", f"--config.init_from={workdir / 'export'}"
+    run(config, tmp_path / "same", *words)
     assert (tmp_path / "same" / "evaluation_dev_full.json").exists()
-    done = run(config, tmp_path / "other", *arguments, "--config.model.top_layers=1", expect=2)
-    assert "is another model: only one of the two has image_top/layer_0" in done.stderr
+    _, error = run(config, tmp_path / "other", *words, "--config.model.top_layers=1", expect=2)
+    assert "is another model: only one of the two has image_top/layer_0" in error
 
 
 MISTAKES = {
@@ -220,16 +201,16 @@ MISTAKES = {
 
 @pytest.mark.parametrize("case", MISTAKES)
 def test_a_mistake_is_one_line(config, finished, tmp_path, case):
-    arguments, said = MISTAKES[case]
-    done = run(config, tmp_path / "w", *arguments, expect=2)
-    assert said in done.stderr, done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("error: ")
+    words, said = MISTAKES[case]
+    _, error = run(config, tmp_path / "w", *words, expect=2)
+    assert said in error, error
+    assert "Traceback" not in error
+    assert error.splitlines()[-1].startswith("error: ")
 
 
 def test_a_workdir_of_another_configuration_is_refused(config, finished):
-    done = run(config, finished, "--config.optimizer.learning_rate=0.5", expect=2)
-    assert "optimizer.learning_rate=0.002, not 0.5" in done.stderr
+    _, error = run(config, finished, "--config.optimizer.learning_rate=0.5", expect=2)
+    assert "optimizer.learning_rate=0.002, not 0.5" in error
 
 
 def test_a_start_that_failed_can_be_corrected(config, tmp_path):
@@ -238,7 +219,7 @@ def test_a_start_that_failed_can_be_corrected(config, tmp_path):
 
 
 def test_non_finite_loss_stops_with_step_and_images(config, tmp_path):
-    done = run(
+    _, error = run(
         config,
         tmp_path / "w",
         "--config.optimizer.learning_rate=1e30",
@@ -246,5 +227,5 @@ def test_non_finite_loss_stops_with_step_and_images(config, tmp_path):
         "--config.optimizer.warmup_steps=0",
         expect=2,
     )
-    assert "the update was not applied" in done.stderr
-    assert "at step" in done.stderr and "images:" in done.stderr
+    assert "the update was not applied" in error
+    assert "at step" in error and "images:" in error
