@@ -111,9 +111,9 @@ def build(
         print(f"{source.name!r} is already built; left as it is (--overwrite builds it again)")
     builder = open_dataset(data_dir, source.name)
     print(summary(builder))
-    notes: list[str] = getattr(source, "shared", list)()
+    notes: list[str] = getattr(source, "notes", list)()
     if write is write_in_turn:  # Others read the images in processes of their own.
-        notes += [note for graphs in graph_files(source) if (note := graphs.lost())]
+        notes += [note for graphs in graph_files(source) for note in graphs.notes()]
     for note in notes:
         print(f"note: {note}")
     return builder
@@ -367,7 +367,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error.message}", file=sys.stderr)
         return 2
     except Stopped as stopped:
-        print("stopped; nothing was built", file=sys.stderr)
+        print("stopped; the same command builds it", file=sys.stderr)
         return stopped.exit_status
 
 

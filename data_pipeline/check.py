@@ -117,10 +117,11 @@ def check(make_source: Callable[[], Source]) -> Report:
                 doubles.append(f"{split} image {image_id} is {first[0]} image {first[1]}")
             if (other := ids.setdefault(int(image_id), split)) != split:
                 shared[other, split] += 1
+    report.notes += getattr(source, "notes", list)()
     report.notes += _notes(doubles, shared)
     report.notes += _names_without_partner(source)
     files = graph_files(source)
-    report.notes += [note for graphs in files if (note := graphs.lost())]
+    report.notes += [note for graphs in files for note in graphs.notes()]
     if report.problems:
         return report  # Relations may be those of the images that could not be read.
     try:

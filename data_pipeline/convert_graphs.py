@@ -35,8 +35,9 @@ from typing import Any
 from tqdm import tqdm
 
 from data_pipeline.errors import DataError
-from data_pipeline.file_checks import is_unicode
+from data_pipeline.file_checks import is_unicode, parse_json
 from data_pipeline.inert_pickle import read_pickle, read_unpacked
+from data_pipeline.stopping import Stopped, stoppable
 
 _CONFIDENCE = 1.0
 _FARTHEST = 1e6  # Pixels.
@@ -146,7 +147,7 @@ def summary(images: int, predicates: collections.Counter[str]) -> str:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(read_unpacked(path).getvalue())
+        return parse_json(read_unpacked(path).getvalue())
     except DataError:
         raise
     except (ValueError, RecursionError) as error:
@@ -156,13 +157,20 @@ def _read_json(path: Path) -> Any:
 def _neutral_graphs(
     graphs: Mapping[str, Any], source: str, ids: Mapping[str, int] | None
 ) -> Iterator[dict[str, Any]]:
+    seen: dict[Any, str] = {}
     for name, graph in tqdm(graphs.items(), "graphs", unit=" images"):
         where = f"{source}, image {_SHORT.repr(name)}"
         if not is_unicode(name):
             raise DataError(f"{where} has half a character (surrogate) in its name; {_REMEDY}")
         if ids is not None and name not in ids:
             raise DataError(f"{where} is not in the file of --ids; give that of the same dataset")
-        yield {"id": name if ids is None else ids[name], **neutral_graph(graph, where)}
+        image_id = name if ids is None else ids[name]
+        if (other := seen.setdefault(image_id, name)) != name:
+            raise DataError(
+                f"{where} has the id {image_id} of image {_SHORT.repr(other)} in the file of "
+                "--ids; correct that file"
+            )
+        yield {"id": image_id, **neutral_graph(graph, where)}
 
 
 def _listed(graph: dict[str, Any], key: str, where: str) -> list[Any]:
@@ -253,13 +261,17 @@ def _convert(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0, or 2 after a mistake in the data, told in one line."""
+    """Returns the exit status: 0, 2 after a mistake, told in one line, 128 + n after signal n."""
     args = _parser().parse_args(argv)
     try:
-        _convert(args)
+        with stoppable():
+            _convert(args)
     except (DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        print("stopped; nothing was written", file=sys.stderr)
+        return stopped.exit_status
     return 0
 
 

@@ -166,10 +166,24 @@ def normalised_boxes(
     return np.clip(boxes / limits, 0, 1)
 
 
+def parse_json(text: str | bytes) -> Any:
+    """What a JSON text says; ValueError for a key that an object has twice, and the like."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise ValueError(f"key {reprlib.repr(twice)} is there twice")
+        return found
+
+    return json.loads(text, object_pairs_hook=once)
+
+
 def parse_relations(line: str, path: Path, number: int) -> list[Relation]:
     """The relations of a scene graph, one JSON object; their confidence is 1 if not given."""
     try:
-        given = json.loads(line)["relations"]
+        given = parse_json(line)["relations"]
         if not isinstance(given, list):
             raise TypeError
     except (ValueError, KeyError, TypeError, RecursionError):

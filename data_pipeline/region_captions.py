@@ -39,7 +39,7 @@ LEFT_OUT = "left_out.txt"  # a line for each image that a build left out
 def schema(feature_width: int) -> tfds.features.FeaturesDict:
     """Features of a record: R regions of width F, E relations, L word-to-region links.
 
-    Arrays are raw little-endian bytes (measured fastest to write and to read). Keys are those of a
+    Arrays are raw little-endian bytes (see `decoding.py`). Keys are those of a
     source's record, plus image_id, index and `first_caption`, which come from its contents.
     """
 

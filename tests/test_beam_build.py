@@ -126,7 +126,7 @@ def test_a_signal_ends_the_workers_too(tmp_path, at_work, to_all, sent):
             (os.killpg if to_all else os.kill)(process.pid, sent)
             # All of it would take 400 seconds.
             assert process.wait(120) == 128 + sent
-            assert process.stderr.read().splitlines()[-1] == "stopped; nothing was built"
+            assert process.stderr.read().splitlines()[-1] == "stopped; the same command builds it"
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)

@@ -130,6 +130,19 @@ def test_mistakes_in_json_are_named(tmp_path, kind, change, expected):
         ("a.csv", "image,caption,image_id\na.jpg,A dog,1\nb.jpg,A cat,1\n", "1 is listed twice"),
         ("a.csv", "image,caption\na.jpg," + "x" * 200_000, "(131072); close the quotation marks"),
         ("a.csv", "image,caption\n", "has no image with a caption"),
+        ("a.csv", "image,caption,caption\na.jpg,A dog,A cat\n", "has two columns 'caption'"),
+        ("a.csv", 'image,caption\na.jpg,A\nb.jpg,"A" cat\n', "line 3: ',' expected after"),
+        (
+            "a.jsonl",
+            '{"image": "a.jpg", "caption": "A", "captions": ["B"]}',
+            "line 1 has `caption` and `captions`; keep one",
+        ),
+        (
+            "a.jsonl",
+            '{"image": "a.jpg", "caption": "A", "caption": "B"}',
+            "line 1 is not JSON (key 'caption' is there twice)",
+        ),
+        ("a.json", '{"images": [{"id": 1, "id": 2}]}', "has 'id' twice in one object"),
         (
             "a.csv",
             "image,caption,split\na.jpg,A,train\nb.jpg,B,dev\na.jpg,C,test\n",
@@ -357,8 +370,10 @@ def test_quotation_marks_in_tsv_are_signs(tmp_path):
 
 
 def test_val_of_a_table_is_dev(tmp_path):
-    (tmp_path / "a.csv").write_text("image,caption,split\na.jpg,A dog,val\nb.jpg,A cat,train\n")
-    assert list(read_captions(tmp_path / "a.csv")) == ["train", "dev"]
+    rows = "image,caption,split\na.jpg,A dog,val\nb.jpg,A cat,Train\nc.jpg,A cow,Val\n"
+    (tmp_path / "a.csv").write_text(rows)
+    found = read_captions(tmp_path / "a.csv")
+    assert {split: len(items) for split, items in found.items()} == {"train": 1, "dev": 2}
 
 
 def test_a_drawn_split_without_an_image_is_told(tmp_path, capsys):

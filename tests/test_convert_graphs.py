@@ -117,6 +117,10 @@ def test_ids_of_karpathys_file(tmp_path, capsys):
     assert "nope.json does not exist; give another --ids" in capsys.readouterr().err
     assert main([str(tmp_path / "nope.json"), arguments[1], "--overwrite"]) == 2
     assert "nope.json does not exist; give the file of" in capsys.readouterr().err
+    one_id = {"images": [{**image, "cocoid": 5} for image in KARPATHY["images"]]}
+    (tmp_path / "dataset.json").write_text(json.dumps(one_id))
+    assert main([*arguments, "--ids", str(tmp_path / "dataset.json"), "--overwrite"]) == 2
+    assert "image 'a.jpg' has the id 5 of image 'b.jpg' in the file of" in capsys.readouterr().err
     without_b = {"images": KARPATHY["images"][:2]}
     (tmp_path / "dataset.json").write_text(json.dumps(without_b))
     assert main([*arguments, "--ids", str(tmp_path / "dataset.json"), "--overwrite"]) == 2
@@ -251,6 +255,13 @@ def test_an_older_file_is_replaced_only_when_asked_and_by_a_whole_one(tmp_path, 
     source.write_text(json.dumps(GRAPHS))
     assert main([str(source), str(out), "--overwrite"]) == 0
     assert read_lines(out) == LINES
+
+
+def test_a_graph_that_is_there_twice(tmp_path, capsys):
+    text = json.dumps(GRAPHS)
+    (tmp_path / "graphs.json").write_text(text[:-1] + ", " + text[1:])
+    assert main([str(tmp_path / "graphs.json"), str(tmp_path / "out.jsonl")]) == 2
+    assert "is not JSON (key 'b.jpg' is there twice)" in capsys.readouterr().err
 
 
 def test_missing_files(tmp_path, capsys):

@@ -1,5 +1,6 @@
 """Every layout there and back: written, built by the command line, and read as it was."""
 
+import dataclasses
 import json
 import os
 
@@ -346,9 +347,52 @@ def test_a_layout_that_two_names_fit_is_refused(tmp_path, images, capsys):
     words += ["--sizes", tmp_path / "sizes.pkl", "--name", "tiny", "--out", tmp_path / "data"]
     run(*words, expect=2)
     error = capsys.readouterr().err
-    assert "found by id and by row, and are not the same" in error and "--names=id" in error
+    every = f"({len(images)} of {len(images)})"
+    assert f"features are found by id {every} and by row {every}, and are not the same" in error
+    assert "choose --names=id or --names=row" in error
     run(*words, "--names=id")
     assert_same(tmp_path / "data", images)
+
+
+def test_a_missing_feature_file_makes_no_rows_of_ids(tmp_path, images, capsys):
+    """Features 0 .. 8 and 10 .. 18 without 13, images 10 .. 18: more rows hit than ids."""
+    for number, image in enumerate(images):
+        image.image_id = 10 + number
+    others = [dataclasses.replace(image, image_id=number) for number, image in enumerate(images)]
+    layouts.write_folders(tmp_path / "f", others + [i for i in images if i.image_id != 13])
+    layouts.write_csv(tmp_path / "a.csv", images)
+    layouts.write_sizes(tmp_path / "sizes.pkl", images)
+    words = ["folders", tmp_path / "f", "--captions", tmp_path / "a.csv", "--name", "tiny"]
+    words += ["--sizes", tmp_path / "sizes.pkl"]
+    run(*words, "--check", expect=1)
+    report = capsys.readouterr().out
+    assert "found by row (9 of 9) and by id (8 of 9), and are not the same" in report
+    run(*words, "--check", "--names=id", expect=1)
+    assert "has captions and no features" in capsys.readouterr().out
+    # Images that were only numbered have no ids that a file could be called by.
+    layouts.write_csv(tmp_path / "a.csv", images, ids=False)
+    run(*words, "--check")
+    assert "note: features were found by the images' rows" in capsys.readouterr().out
+    run(*words, "--check", "--names=id", expect=1)
+    assert "a.csv has no ids; add a column image_id" in capsys.readouterr().out
+
+
+def test_graphs_called_by_stems_that_are_numbers(tmp_path, images):
+    """A table without ids numbers its images from 0; graph "1" is still that of 1.jpg."""
+    for number, image in enumerate(images):
+        image.file_name = f"{number + 1}.jpg"
+    layouts.write_folders(tmp_path / "f", images, name=lambda row, image: image.stem)
+    layouts.write_csv(tmp_path / "a.csv", images, ids=False)
+    layouts.write_sizes(tmp_path / "sizes.pkl", images)
+    lines = [{"id": image.stem, "relations": [[0, f"of {image.stem}", 1, 1.0]]} for image in images]
+    (tmp_path / "graphs.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    words = ["folders", tmp_path / "f", "--captions", tmp_path / "a.csv", "--names=stem"]
+    words += ["--sizes", tmp_path / "sizes.pkl", "--scene-graphs", tmp_path / "graphs.jsonl"]
+    data = build_into(tmp_path, *words)
+    predicates = open_dataset(data, "tiny").info.metadata["predicates"]
+    for record in records(data, "tiny", "train"):
+        ((_, predicate, _),) = record["relations"].tolist()
+        assert f"{predicates[predicate].removeprefix('of ')}.jpg" == record["file_name"].decode()
 
 
 def test_check_reports_and_writes_nothing(tmp_path, images, capsys):

@@ -124,6 +124,16 @@ def test_relations_are_sorted_by_confidence(directory):
     assert [record["relation_scores"].tolist() for record in records] == scores
 
 
+def test_an_image_whose_boxes_are_in_0_to_1_among_pixels_is_named(directory):
+    boxes = np.load(directory / "train_boxes.npy")
+    boxes[2] /= np.tile([100, 80], 2)
+    np.save(directory / "train_boxes.npy", boxes)
+    source = ScanPrecomp(directory)
+    assert source.read("train", 1)["boxes"].max() > 0.2
+    with pytest.raises(DataError, match=r"row 2: boxes go up to 0\.\d+ in an image of 100 x 80"):
+        source.read("train", 2)
+
+
 def test_boxes_a_pixel_outside_are_clipped(directory):
     boxes = np.load(directory / "train_boxes.npy")
     boxes[1, 2] = [-0.5, -1, 100.9, 81]

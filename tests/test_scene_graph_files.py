@@ -99,11 +99,15 @@ def test_which_of_its_names_an_image_has(tmp_path):
     names = {"id": "9", "row": "3", "file": "a.jpg", "stem": "a"}
     assert not found.by_row
     assert found.find(names) == "a.jpg"
-    assert found.find(names | {"id": "3"}) == "3"
+    with pytest.raises(DataError, match="'3' on line 1 and 'a.jpg' on line 2; remove one"):
+        found.find(names | {"id": "3"})
     assert found.find({"file": "b.jpg", "stem": "b"}) == "b"
     assert found.find({"row": "3"}) is None  # That is the id of another image.
     with pytest.raises(DataError, match="graphs.jsonl: none of the 3 scene graphs is of an"):
-        found.check_any([{"row": "3"}, {"id": "4"}])
+        found.match([{"row": "3"}, {"id": "4"}])
+    found.match([{"id": "3"}, names])
+    (note,) = found.notes()
+    assert f"1 of 3 graphs of {found.path} are of no image with captions, such as b" in note
 
 
 NAMELESS = {"relations": [[0, "on", 1, 0.5]]}

@@ -3,6 +3,7 @@
 `read_captions` finds out what a file is by looking into it.
 """
 
+import posixpath
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def shared_images(splits: Splits) -> list[str]:
     shared: dict[tuple[str, str], list[str]] = {}
     for split, items in splits.items():
         for item in items:
-            name = item.file_name or f"image {item.image_id}"
+            name = posixpath.normpath(item.file_name or f"image {item.image_id}")
             if (other := owners.setdefault(name, split)) != split:
                 shared.setdefault((other, split), []).append(name)
     return [

@@ -58,18 +58,27 @@ def read_json(path: Path, split: str | None) -> Splits:
 def _check_json(path: Path) -> None:
     """DataError for what parsers pass over.
 
-    Over brackets in brackets in brackets they take for ever, and half a character, which is no
-    text, becomes a question mark in ijson's.
+    Over brackets in brackets in brackets they take for ever, half a character, which is no text,
+    becomes a question mark in ijson's, and of a key that is there twice the first value is lost.
     """
     with _open(path) as stream:
         if half := find_half_character(stream):
             raise DataError(f"{path} has half a character (surrogate), {half}; correct it")
-    depth = 0
+    keys: list[set[str]] = []  # of the objects and lists that are open, from the outside
     with _open(path) as stream:
-        for event, _ in ijson.basic_parse(stream):
-            depth += event.startswith("start_") - event.startswith("end_")
-            if depth > _DEEPEST:
-                raise DataError(f"{path} is nested more than {_DEEPEST} deep; give a caption file")
+        for event, value in ijson.basic_parse(stream):
+            if event == "map_key":
+                if value in keys[-1]:
+                    raise DataError(f"{path} has {value!r} twice in one object; remove one")
+                keys[-1].add(value)
+            elif event.startswith("start_"):
+                keys.append(set())
+                if len(keys) > _DEEPEST:
+                    raise DataError(
+                        f"{path} is nested more than {_DEEPEST} deep; give a caption file"
+                    )
+            elif event.startswith("end_"):
+                keys.pop()
 
 
 def _read_karpathy(path: Path) -> Splits:
@@ -80,10 +89,12 @@ def _read_karpathy(path: Path) -> Splits:
                 sentences = tuple(
                     as_text(sentence["raw"], "caption").strip() for sentence in image["sentences"]
                 )
-                image_id = image.get("cocoid", image.get("imgid", row))
+                image_id = image.get("cocoid", image.get("imgid"))
+                number = row if image_id is None else as_id(image_id)
                 item = Item(
-                    *(as_id(image_id), row, as_text(image.get("filename", "")), sentences, path),
+                    *(number, row, as_text(image.get("filename", "")), sentences, path),
                     folder=as_text(image.get("filepath", "")),
+                    numbered=image_id is None,
                 )
                 splits.setdefault(known_split(image["split"]), []).append(item)
     return splits

@@ -2,14 +2,13 @@
 
 import csv
 import hashlib
-import json
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import DataError
-from data_pipeline.file_checks import check_is_file
+from data_pipeline.file_checks import check_is_file, parse_json
 from data_pipeline.sources.captions_errors import At, guarded
 from data_pipeline.sources.items import Item, Splits, as_id, known_split
 
@@ -21,6 +20,7 @@ def read_table(path: Path, split: str | None, held_out: Mapping[str, float]) -> 
     ids: dict[tuple[str, str], int] = {}
     numbers: dict[str, int] = {}
     lines: dict[tuple[str, str], int] = {}
+    numbered: set[tuple[str, str]] = set()  # without an id of their own
     split_of: dict[str, tuple[str, str]] = {}
     drawn = False
     check_is_file(path)
@@ -31,6 +31,8 @@ def read_table(path: Path, split: str | None, held_out: Mapping[str, float]) -> 
             if not isinstance(name, str) or not name:
                 raise DataError(f"{path} line {line} has no `image`, the name of an image file")
             found = _captions_of(row)
+            if "caption" in row and "captions" in row:
+                raise DataError(f"{path} line {line} has `caption` and `captions`; keep one")
             if not found:
                 raise DataError(f"{path} line {line} ({name}) has no `caption`; write one a line")
             given = row.get("split")
@@ -43,7 +45,10 @@ def read_table(path: Path, split: str | None, held_out: Mapping[str, float]) -> 
                     f"{lines[other]}; an image has one split, on each of its lines"
                 )
             number = numbers.setdefault(name, len(numbers))
-            image_id = as_id(row["image_id"]) if row.get("image_id") not in (None, "") else number
+            given = row.get("image_id") not in (None, "")
+            image_id = as_id(row["image_id"]) if given else number
+            if not given:
+                numbered.add(key)
             if ids.setdefault(key, image_id) != image_id:
                 raise DataError(f"{path} line {line}: {name} is image {ids[key]} and {image_id}")
             texts.setdefault(key, []).extend(found)
@@ -58,7 +63,10 @@ def read_table(path: Path, split: str | None, held_out: Mapping[str, float]) -> 
             )
     splits: Splits = {}
     for key, captions in texts.items():
-        item = Item(ids[key], numbers[key[1]], key[1], tuple(captions), path, lines[key])
+        item = Item(
+            *(ids[key], numbers[key[1]], key[1], tuple(captions), path, lines[key]),
+            numbered=key in numbered,
+        )
         splits.setdefault(key[0], []).append(item)
     order = {name: number for number, name in enumerate(("train", "dev", "val", "test"))}
     return dict(sorted(splits.items(), key=lambda pair: order.get(pair[0], len(order))))
@@ -91,6 +99,8 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             columns = reader.fieldnames or []
         except csv.Error as error:
             raise DataError(f"{path} line 1: {error}; it must name the columns") from None
+        if twice := [name for name in columns if columns.count(name) > 1]:
+            raise DataError(f"{path} has two columns {twice[0]!r}; rename or remove one")
         if "caption" not in columns or not {"image", "file_name"} & set(columns):
             raise DataError(
                 f"{path} has the columns {', '.join(map(str, columns)) or '(none)'}; its first "
@@ -112,7 +122,9 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         except csv.Error as error:
             long = "limit" in str(error)
             remedy = "close the quotation marks before it, or shorten it" if long else "quote it"
-            raise DataError(f"{path} line {reader.line_num}: {error}; {remedy}") from None
+            # The inner one has read the line; the outer one has not counted it yet.
+            line = reader.reader.line_num
+            raise DataError(f"{path} line {line}: {error}; {remedy}") from None
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -121,9 +133,12 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                raise DataError(f"{path} line {number} is not JSON; write the line again") from None
+                row = parse_json(line)
+            except (ValueError, RecursionError) as error:
+                reason = str(error).split("\n")[0]
+                raise DataError(
+                    f"{path} line {number} is not JSON ({reason}); write the line again"
+                ) from None
             if not isinstance(row, dict):
                 raise DataError(f'{path} line {number} is no object like {{"image": "a.jpg", ...}}')
             yield number, row

@@ -17,6 +17,7 @@ class Item:
     line: int = 0  # of its first caption, from 1; 0 in files that are not read by lines
     size: tuple[int, int] | None = None  # width, height in pixels
     folder: str = ""  # in which the image may lie, below the directory of all images
+    numbered: bool = False  # The file has no ids, and this one counts its images.
 
     @property
     def where(self) -> str:
@@ -24,13 +25,16 @@ class Item:
         return f"{self.path}" + (f" line {self.line}" if self.line else f", image {self.image_id}")
 
     def names(self) -> dict[str, str]:
-        """What feature files may call it, by kind: its id, row, file name, or that's stem."""
-        return {
+        """What other files may call it, by kind: its id, row, file name, or that's stem."""
+        names = {
             "id": str(self.image_id),
             "row": str(self.row),
             "file": self.file_name,
             "stem": Path(self.file_name).stem,
         }
+        if self.numbered:
+            del names["id"]  # Others would mean their own ids.
+        return names
 
 
 Splits = dict[str, list[Item]]
@@ -58,6 +62,9 @@ def as_text(value: Any, what: str = "name") -> str:
 
 
 def known_split(name: Any) -> str:
-    """The name of a split: what others call "val" is the "dev" of this field."""
+    """The name of a split: what others call "val" or "Val" is the "dev" of this field."""
     name = as_text(name, "split")
-    return "dev" if name in ("val", "valid", "validation") else name
+    known = name.strip().lower()
+    if known in ("val", "valid", "validation"):
+        return "dev"
+    return known if known in ("train", "restval", "dev", "test") else name

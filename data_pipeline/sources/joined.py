@@ -18,15 +18,21 @@ from data_pipeline.sources.features import FeatureStore, Regions
 from data_pipeline.sources.scene_graphs import Graph, SceneGraphs
 from data_pipeline.sources.source import Contents
 
-KINDS = ("id", "row", "file", "stem")
+_MEANING = {
+    "id": "the images' ids",
+    "row": "the images' rows in the caption file",
+    "file": "file name",
+    "stem": "file name without the ending",
+}
+KINDS = tuple(_MEANING)
 
 
 class JoinedSource:
     """Images of caption files whose features lie elsewhere, by one of their names.
 
     What a feature store calls an image differs: COCO's id, the row in Karpathy's JSON (TERAN's
-    Flickr30K files), the file's name or its stem. The kind of name that finds most of the images is
-    taken; where two find equally many, and different features, one has to be chosen.
+    Flickr30K files), the file's name or its stem. Which of them it is is found out, unless two
+    kinds of name find different features: then one has to be chosen.
     """
 
     def __init__(
@@ -52,7 +58,8 @@ class JoinedSource:
         self._items, self._store, self._graphs = captions, store, graphs
         self._sizes = sizes
         self._names = set(store.names())
-        self.kind = kind or _find_kind(self._all_items(), self._names)
+        self._kind_was_found = kind is None
+        self.kind = kind or _find_kind(list(self._all_items()), self._names)
         self._check_names()
         self._predicate_ids = {name: i for i, name in enumerate(self.predicates)}
         self._label_ids = {name: i for i, name in enumerate(self.labels)}
@@ -91,9 +98,10 @@ class JoinedSource:
         """Names in the feature store that no caption file speaks of."""
         return self._names - {item.names()[self.kind] for item in self._all_items()}
 
-    def shared(self) -> list[str]:
-        """Notes on images that are in two splits, as the files of these say."""
-        return shared_images(self._items)
+    def notes(self) -> list[str]:
+        """What a user should see: how features were found, and images that are in two splits."""
+        how = f"features were found by {_MEANING[self.kind]}; --names says it otherwise"
+        return [how] * self._kind_was_found + shared_images(self._items)
 
     def scene_graphs(self) -> list[SceneGraphs]:
         """The file of them, if there is one."""
@@ -129,7 +137,12 @@ class JoinedSource:
         """DataError where two images would read the same features, or no image has its graph."""
         owners: dict[str, str] = {}
         for item in self._all_items():
-            name = item.names()[self.kind]
+            if self.kind not in (names := item.names()):
+                raise DataError(
+                    f"--names={self.kind}: {item.path} has no ids; add a column image_id, or take "
+                    "--names=row"
+                )
+            name = names[self.kind]
             owner = item.file_name or str(item.image_id)
             if owners.setdefault(name, owner) != owner:
                 raise DataError(
@@ -137,7 +150,7 @@ class JoinedSource:
                     f"{name}; choose other --names, or give captions of one file"
                 )
         if self._graphs is not None:
-            self._graphs.check_any(item.names() for item in self._all_items())
+            self._graphs.match(item.names() for item in self._all_items())
 
     def _all_items(self) -> Iterable[Item]:
         return (item for items in self._items.values() for item in items)
@@ -166,29 +179,29 @@ class JoinedSource:
         return self._graphs.read(name, found.boxes, len(found.features))
 
 
-def _find_kind(items: Iterable[Item], known: set[str]) -> str:
+def _find_kind(items: Sequence[Item], known: set[str]) -> str:
+    """The kind of name that finds most features; DataError where another finds different ones."""
     counts = dict.fromkeys(KINDS, 0)
-    total, same = 0, True
+    differ: set[tuple[str, str]] = set()
     for item in items:
-        total += 1
-        names = item.names()
-        hits = {kind: names[kind] for kind in KINDS if names[kind] in known}
-        same = same and len(set(hits.values())) <= 1
-        for kind in hits:
+        hits = {kind: name for kind, name in item.names().items() if name in known}
+        for kind, name in hits.items():
             counts[kind] += 1
-    best = max(counts.values())
-    if not best:
+            differ.update((kind, other) for other in hits if hits[other] != name)
+    best = max(("id", "file", "stem", "row"), key=lambda kind: counts[kind])
+    if not counts[best]:
         raise DataError(
-            f"none of the {total} images with captions is among the {len(known)} with features, "
-            "neither by id nor by file name; give the captions of these images"
+            f"none of the {len(items)} images with captions is among the {len(known)} with "
+            "features, neither by id nor by file name; give the captions of these images"
         )
-    leading = [kind for kind, count in counts.items() if count == best]
-    if len(leading) > 1 and not same:
-        raise DataError(
-            f"features are found by {' and by '.join(leading)}, and are not the same; choose with "
-            f"--names={leading[0]} or --names={leading[1]}"
-        )
-    return leading[0]
+    others = [kind for kind in KINDS if (best, kind) in differ]
+    if counts["row"] < counts[best] and "row" in others:
+        others.remove("row")  # Of ids that are numbers some are those of rows, by chance.
+    if others:
+        found = " and ".join(f"by {k} ({counts[k]} of {len(items)})" for k in [best, *others])
+        choices = " or ".join(f"--names={kind}" for kind in [best, *others])
+        raise DataError(f"features are found {found}, and are not the same; choose {choices}")
+    return best
 
 
 def _boxes(found: Regions, size: tuple[int, int] | None) -> np.ndarray:

@@ -12,6 +12,7 @@ from data_pipeline.file_checks import (
     ROUNDED,
     check_file_name,
     check_is_file,
+    check_pixels,
     encode_relations,
     half_precision,
     normalised_boxes,
@@ -286,6 +287,7 @@ class ScanPrecomp:
         if normalised:
             # A pixel beyond the image is tolerated; here 1 would be the whole image.
             return normalised_boxes(boxes[index], np.ones(2), where, tolerance=ROUNDED)
+        check_pixels(boxes[index], size, where)
         return normalised_boxes(boxes[index], size, where)
 
     @functools.cache  # noqa: B019
@@ -376,7 +378,7 @@ class ScanPrecomp:
 
     def _check_graphs(self, graphs: SceneGraphs, splits: Sequence[str]) -> None:
         places = ((split, index) for split in splits for index in range(self._count(split)))
-        graphs.check_any(
+        graphs.match(
             (self._names(split, index, graphs) for split, index in places),
             "add SPLIT_ids.txt or SPLIT_filenames.txt, or leave out the ids of graphs that are in "
             "the order of the rows",

@@ -8,7 +8,6 @@ missing, and then the objects are the regions themselves. In a file of one split
 those of its images, all ids may be missing.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_pipeline.errors import DataError
-from data_pipeline.file_checks import Relation, check_is_file, is_unicode, parse_relations
+from data_pipeline.file_checks import (
+    Relation,
+    check_is_file,
+    is_unicode,
+    parse_json,
+    parse_relations,
+)
 
 _SAME = 0.5  # intersection over union from which an object of the graph is a region of the store
 _MOST_BYTES = 2**26
@@ -42,12 +47,14 @@ class SceneGraphs:
       path: of the file.
       by_row: whether lines have no ids: graphs are then called 0, 1, 2, ...
       relations: how many there are in the file.
+      surplus: graphs that are of none of the images; known once there was a `match`.
     """
 
     def __init__(self, path: Path, of_split: bool = False) -> None:
         """of_split: the lines are those of a split's images, and need no ids."""
         self.path, self.by_row, self._of_split = path, False, of_split
         self.relations = 0
+        self.surplus: set[str] = set()
         self._places: dict[str, tuple[int, int]] = {}
         self._lost: dict[str, tuple[int, int]] = {}  # Objects without a region, and all; once read.
         predicates: set[str] = set()
@@ -85,18 +92,30 @@ class SceneGraphs:
         return len(self._places)
 
     def find(self, names: Mapping[str, str]) -> str | None:
-        """Which of an image's names, by kind, a graph has; None where there is no graph of it."""
+        """Which of an image's names, by kind, a graph has; None where there is no graph of it.
+
+        Raises:
+          DataError: two graphs have names of the image.
+        """
         # By its row an image could get the graph of one whose id that number is.
         kinds = ("row",) if self.by_row else ("id", "file", "stem")
-        return next((names[k] for k in kinds if names.get(k) in self._places), None)
+        found = dict.fromkeys(names[k] for k in kinds if names.get(k) in self._places)
+        if len(found) > 1:
+            (a, b), lines = list(found)[:2], [self._places[name][1] for name in found]
+            raise DataError(
+                f"{self.path} has two graphs of one image, {a!r} on line {lines[0]} and {b!r} on "
+                f"line {lines[1]}; remove one, or call all graphs by the file names of the images"
+            )
+        return next(iter(found), None)
 
-    def check_any(
+    def match(
         self,
         images: Iterable[Mapping[str, str]],
         remedy: str = "give the graphs of these images",
     ) -> None:
-        """DataError unless a graph is of one of the images, whose names are given."""
-        if not any(self.find(names) is not None for names in images):
+        """Finds `surplus`; DataError unless a graph is of an image, whose names are given."""
+        self.surplus = set(self._places) - {self.find(names) for names in images}
+        if len(self.surplus) == len(self):
             raise DataError(
                 f"{self.path}: none of the {len(self)} scene graphs is of an image with captions, "
                 f"neither by id nor by file name; {remedy}"
@@ -131,15 +150,21 @@ class SceneGraphs:
         self._lost[name] = int((overlap.max(axis=1) < _SAME).sum()), count
         return _on_regions(graph, overlap, where)
 
-    def lost(self) -> str:
-        """How many objects of the graphs that were read are no region; "" where all are one."""
+    def notes(self) -> list[str]:
+        """How many graphs are of no image, and how many objects of those read are no region."""
+        found = []
+        if self.surplus:
+            found.append(
+                f"{len(self.surplus):,} of {len(self):,} graphs of {self.path} are of no image "
+                f"with captions, such as {min(self.surplus)}"
+            )
         objects, total = (sum(pair[k] for pair in self._lost.values()) for k in (0, 1))
-        if not objects:
-            return ""
-        return (
-            f"{objects:,} of {total:,} objects of {self.path} are no region, as no box overlaps "
-            "theirs by half; their relations are left out"
-        )
+        if objects:
+            found.append(
+                f"{objects:,} of {total:,} objects of {self.path} are no region, as no box "
+                "overlaps theirs by half; their relations are left out"
+            )
+        return found
 
     def _parse(self, line: bytes, number: int) -> dict[str, Any]:
         try:
@@ -149,7 +174,7 @@ class SceneGraphs:
                 f"{self.path} line {number} is not UTF-8; convert the file, e.g. with iconv"
             ) from None
         relations = parse_relations(text, self.path, number)
-        content = json.loads(text)
+        content = parse_json(text)
         boxes, labels = content.get("boxes") or [], content.get("labels") or []
         name = content.get("id")
         well = _is_id(name) or (name is None and self._of_split)

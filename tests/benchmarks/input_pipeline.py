@@ -204,11 +204,12 @@ def read_reference(directory: Path, count: int, batch_size: int) -> None:
 
 @dataclasses.dataclass
 class Case:
-    """Something to measure: `run` goes over so many examples, of so many bytes on disk."""
+    """Something to measure: `run` goes over so many examples of files, or of a share of them."""
 
     run: Callable[[], object]
     examples: int
     paths: list[Path]
+    share: float = 1.0
     seconds: list[float] = dataclasses.field(default_factory=list)
     cpu_seconds: list[float] = dataclasses.field(default_factory=list)
 
@@ -221,7 +222,7 @@ class Case:
     def line(self) -> dict[str, float]:
         """Medians; the first pass was to warm up."""
         seconds, cpu_seconds = map(statistics.median, (self.seconds[1:], self.cpu_seconds[1:]))
-        size = sum(path.stat().st_size for path in self.paths) / 1e6
+        size = self.share * sum(path.stat().st_size for path in self.paths) / 1e6
         return {
             "examples_per_second": round(self.examples / seconds, 1),
             "mb_per_second": round(size / seconds, 1),
@@ -269,7 +270,10 @@ def cases(directory: Path, args: argparse.Namespace) -> dict[str, Case]:
             files,
         ),
         "train": Case(
-            lambda: exhaust(itertools.islice(train(), steps)), steps * args.batch_size, files
+            lambda: exhaust(itertools.islice(train(), steps)),
+            steps * args.batch_size,
+            files,
+            steps * args.batch_size / args.examples,
         ),
         "reference": Case(
             lambda: read_reference(reference, len(source), args.batch_size),
