@@ -19,18 +19,15 @@ _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["tests.programs", "xmodal_jax.train", "xmodal_jax.evaluate"])
 
 
-def _main(arguments, variables, out, err):
+def _begin(function, arguments, variables, out, err):
     os.chdir(ROOT)
     os.environ.update(variables)
     for path, number in ((out, 1), (err, 2)):
         with open(path, "wb") as file:
             os.dup2(file.fileno(), number)
-    from xmodal_jax import main
-
-    sys.argv = [main.__file__, *arguments]
     code = 0
     try:
-        main.main()
+        function(*arguments)
     except SystemExit as end:
         code = end.code
     except BaseException:
@@ -43,17 +40,24 @@ def _main(arguments, variables, out, err):
     os._exit(code or 0)
 
 
-class Program:
-    """`python -m xmodal_jax.main ARGUMENTS` at work; like subprocess.Popen."""
+def _main(*arguments):
+    from xmodal_jax import main
 
-    def __init__(self, arguments, **variables):
+    sys.argv = [main.__file__, *arguments]
+    main.main()
+
+
+class Fork:
+    """A function at work in a process of its own; otherwise like subprocess.Popen."""
+
+    def __init__(self, function, *arguments, **variables):
         """variables: of the environment, beside those of this process."""
         self._output = tempfile.TemporaryDirectory()
         self._files = [Path(self._output.name) / name for name in ("out", "err")]
         # The server's own environment is that of its start.
         variables = dict(os.environ) | variables
-        words = list(map(str, arguments))
-        self._process = _FORKS.Process(target=_main, args=(words, variables, *self._files))
+        work = (function, arguments, variables, *self._files)
+        self._process = _FORKS.Process(target=_begin, args=work)
         self._process.start()
 
     @property
@@ -78,9 +82,14 @@ class Program:
         return tuple(path.read_text() for path in self._files)
 
 
+def start(*arguments, **variables):
+    """`python -m xmodal_jax.main ARGUMENTS` at work."""
+    return Fork(_main, *map(str, arguments), **variables)
+
+
 def run(*arguments, expect=0, **variables):
     """(output, errors) of the program, which has to end with this exit code."""
-    program = Program(arguments, **variables)
+    program = start(*arguments, **variables)
     out, err = program.communicate()
     assert program.returncode == expect, out + err
     return out, err

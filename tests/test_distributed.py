@@ -5,11 +5,14 @@ import signal
 import socket
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
-from tests.programs import Program
+from tests import programs
+from tests.tiny_models import abstract_state, one_device_mesh, run_steps, tiny_config
 from tests.waiting import lines_in, wait_for_lines
+from xmodal_jax import distributed, partition_presets, partitioning
 
 ROOT = Path(__file__).parents[1]
 STEPS = 14
@@ -42,35 +45,48 @@ def config(tmp_path_factory):
     return path
 
 
-def start(config, workdir, processes=1, devices=1, *arguments):
-    """Starts the program in so many processes, each with so many devices."""
+def free_address():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    flags = f"--xla_backend_optimization_level=1 --xla_force_host_platform_device_count={devices}"
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+def xla_flags(devices):
+    return f"--xla_backend_optimization_level=1 --xla_force_host_platform_device_count={devices}"
+
+
+def start(config, workdir, processes=1, devices=1, *arguments):
+    """Starts the program in so many processes, each with so many devices."""
+    address = free_address()
     words = [f"--config={config}", f"--workdir={workdir}", *arguments]
     joined = lambda number: [
-        *("--distributed", f"--coordinator=127.0.0.1:{port}"),
+        *("--distributed", f"--coordinator={address}"),
         *(f"--num_processes={processes}", f"--process_id={number}"),
     ]
     return [
-        Program(words + (joined(number) if processes > 1 else []), XLA_FLAGS=flags)
+        programs.start(
+            *words, *(joined(number) if processes > 1 else []), XLA_FLAGS=xla_flags(devices)
+        )
         for number in range(processes)
     ]
 
 
 def finish(started, codes=0):
     """What all processes wrote, once they have ended as they should."""
-    outputs = ["".join(program.communicate()) for program in started]
-    assert [program.returncode for program in started] == [codes] * len(started), outputs
+    outputs = ["".join(process.communicate()) for process in started]
+    assert [process.returncode for process in started] == [codes] * len(started), outputs
     return outputs
 
 
 def assert_same_metrics(workdir, expected):
-    """Every line of the logs, with the differences that another order of sums makes."""
+    """Every line of the logs, with the differences that another order of sums makes.
+
+    Loss and norm of the gradients are among them.
+    """
     read = lambda path: list(map(json.loads, (path / "metrics.jsonl").read_text().splitlines()))
     ours, theirs = read(workdir), read(expected)
     assert [line["step"] for line in ours] == [line["step"] for line in theirs]
+    assert all({"loss", "grad_norm"} <= line.keys() for line in ours if "dev/rsum" not in line)
     for mine, other in zip(ours, theirs, strict=True):
         assert mine.keys() == other.keys()
         np.testing.assert_allclose(list(mine.values()), list(other.values()), rtol=1e-5)
@@ -102,16 +118,58 @@ def test_processes_come_and_go_and_the_run_stays_the_same(config, single, tmp_pa
     assert_same_metrics(workdir, single)
 
 
-def test_two_processes_train_and_evaluate_cmsei_as_one_does(config, tmp_path):
-    for processes in (1, 2):
-        finish(start(f"{config}:cmsei", tmp_path / str(processes), processes))
-    assert_same_metrics(tmp_path / "2", tmp_path / "1")
-    evaluate = start(f"{config}:cmsei", tmp_path / "2", 2, 1, "--mode=evaluate")
-    outputs = finish(evaluate)
+def three_steps_of_cmsei(mesh, partition):
+    """Loss and norm of the gradients of three steps, and the moments after them."""
+    # Every pair of the batch is scored, in one part.
+    config = tiny_config("cmsei", **{"loss.candidates": 0, "train.encode_parts": 1})
+    _, _, abstract = abstract_state(config)
+    rules = partition_presets.preset_rules(partition, abstract.params, mesh)
+    metrics, state = run_steps(config, mesh, rules)
+    moments = jax.tree.leaves(partitioning.fetch(state.opt_state))
+    figures = [[float(step[name]) for name in ("loss", "grad_norm")] for step in metrics]
+    return {"figures": np.array(figures)} | {str(n): x for n, x in enumerate(moments)}
+
+
+def join_and_step(address, processes, number, directory):
+    distributed.join(address, processes, number)
+    assert jax.device_count() == 4
+    partition_presets._SMALL = 16
+    found = three_steps_of_cmsei(partitioning.make_mesh(), "fsdp")
+    if distributed.is_main():
+        np.savez(directory / "found", **found)
+    distributed.wait_for_all("end")
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_cmsei_on_several_processes_takes_the_steps_of_one_device(tmp_path, processes):
+    address = free_address()
+    finish(
+        [
+            programs.Fork(
+                *(join_and_step, address, processes, number, tmp_path),
+                XLA_FLAGS=xla_flags(4 // processes),
+            )
+            for number in range(processes)
+        ]
+    )
+    expected = three_steps_of_cmsei(one_device_mesh(), "replicated")
+    with np.load(tmp_path / "found.npz") as found:
+        np.testing.assert_allclose(found["figures"], expected["figures"], rtol=1e-5)
+        # As on meshes of one process, in test_partitioning.py.
+        assert found.keys() == expected.keys()
+        for name in expected:
+            np.testing.assert_allclose(found[name], expected[name], rtol=1e-3, atol=1e-5)
+
+
+def test_two_processes_evaluate_cmsei_as_the_one_that_trained_it(config, tmp_path):
+    workdir = tmp_path / "run"
+    finish(start(f"{config}:cmsei", workdir, 1, 1, "--config.train.steps=7"))
+    words = "--config.train.steps=7", "--mode=evaluate"
+    outputs = finish(start(f"{config}:cmsei", workdir, 2, 1, *words))
     assert "rsum" in outputs[0] and "rsum" not in outputs[1]
-    (path,) = (tmp_path / "2").glob("evaluation_dev_*.json")
+    (path,) = workdir.glob("evaluation_dev_*.json")
     report = json.loads(path.read_text())
-    lines = map(json.loads, (tmp_path / "1" / "metrics.jsonl").read_text().splitlines())
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
     trained = next(x for x in lines if x["step"] == report["step"] and "dev/rsum" in x)
     for name, value in report["metrics"].items():
         np.testing.assert_allclose(value, trained[f"dev/{name}"], rtol=1e-5)

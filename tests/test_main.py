@@ -79,7 +79,7 @@ def test_kill_nine_thrice_and_resume_is_bit_exact(config, finished, tmp_path):
     lines = sorted(np.random.default_rng(int(time.time())).choice(np.arange(2, STEPS), 3, False))
     print("killed once the log had lines:", lines)
     for line in lines:
-        program = programs.Program(arguments(config, workdir), **ENVIRONMENT)
+        program = programs.start(*arguments(config, workdir), **ENVIRONMENT)
         wait_for_lines([program], workdir / "metrics.jsonl", line)
         program.kill()
         program.communicate()
@@ -91,7 +91,7 @@ def test_kill_nine_thrice_and_resume_is_bit_exact(config, finished, tmp_path):
 
 def test_sigterm_saves_and_the_same_command_continues(config, finished, tmp_path):
     workdir = tmp_path / "stopped"
-    program = programs.Program(arguments(config, workdir), **ENVIRONMENT)
+    program = programs.start(*arguments(config, workdir), **ENVIRONMENT)
     wait_for_lines([program], workdir / "metrics.jsonl", 3)
     program.send_signal(signal.SIGTERM)
     output, _ = program.communicate(timeout=60)
