@@ -63,8 +63,9 @@ PekingU/rtdetr_r50vd, hustvl/yolos-small. A directory with such a model will do 
 
 The work may be stopped at any moment; the same command continues it. Images that are missing or
 cannot be read are left out and listed in OUT/extracted/NAME/bad_images.txt. An image that was
-added, or replaced by one of another size in bytes, is extracted when the command is given again
-with --overwrite, which keeps the features of all others.
+added is extracted by the next run, one that was replaced by another of another size in bytes
+together with those of its part; all other features are kept. The dataset itself is built anew with
+--overwrite.
 """
 
 _EXAMPLES = """\
