@@ -35,6 +35,9 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.model = models.teran_section()  # another model has other fields: configs/models.py
 
+    # How pairs are scored: auto, the fastest way that gives the same; pairs, each by itself.
+    config.scorer = "auto"
+
     config.loss = loss = ml_collections.ConfigDict()
     loss.kind = "hinge"  # or info_nce, sigmoid
     loss.margin = 0.2  # hinge

@@ -5,7 +5,7 @@ belong together: entries off the diagonal that are positive are never used as ne
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +20,46 @@ def _violations(scores: jax.Array, own: jax.Array, negative: jax.Array, margin: 
     return jnp.where(negative & ~(cost < 0), cost, 0.0)
 
 
-def _hardest(cost: jax.Array) -> jax.Array:
-    # By index and not max: among equal costs the gradient goes to one entry, not to a mixture.
-    index = jax.lax.stop_gradient(jnp.argmax(cost, axis=1))
-    return jnp.take_along_axis(cost, index[:, None], axis=1)
+class Hardest(NamedTuple):
+    """The negatives that a hardest-negative loss depends on.
+
+    captions: int32 [B], for each image; violates: bool [B], whether it comes within the margin.
+    images, image_violates: the same for each caption.
+    """
+
+    captions: jax.Array
+    violates: jax.Array
+    images: jax.Array
+    image_violates: jax.Array
+
+
+def hardest_negatives(scores: jax.Array, positives: jax.Array, margin: float) -> Hardest:
+    """Finds them in scores [B, B]; positives [B, B] are no negatives. No gradient flows back."""
+    scores = jax.lax.stop_gradient(scores)
+    own = jnp.diagonal(scores)[:, None]
+
+    def find(scores: jax.Array, negative: jax.Array) -> tuple[jax.Array, jax.Array]:
+        # By index and not max: among equal costs the gradient goes to one entry, not to a mixture.
+        index = jnp.argmax(_violations(scores, own, negative, margin), axis=1)
+        chosen = lambda x: jnp.take_along_axis(x, index[:, None], axis=1)[:, 0]
+        # Not cost >= 0: a NaN score has to come out as a NaN loss.
+        return index, chosen(negative) & ~(margin + chosen(scores) - own[:, 0] < 0)
+
+    return Hardest(*find(scores, ~positives), *find(scores.T, ~positives.T))
+
+
+def hardest_hinge_loss(
+    own: jax.Array, by_image: jax.Array, by_caption: jax.Array, found: Hardest, margin: float
+) -> jax.Array:
+    """`hinge_loss` with the hardest negatives from the scores of at most 3 B pairs.
+
+    Args:
+      own: [B] scores of the pairs; by_image: [B] of each image with its hardest caption;
+      by_caption: [B] of each caption with its hardest image.
+    """
+    of_images = jnp.where(found.violates, margin + by_image - own, 0.0)
+    of_captions = jnp.where(found.image_violates, margin + by_caption - own, 0.0)
+    return jnp.sum(of_images) + jnp.sum(of_captions)
 
 
 def hinge_loss(
@@ -41,10 +77,12 @@ def hinge_loss(
       sum_i max(0, m + s_ij - s_ii) + max(0, m + s_ji - s_ii) over the negatives j.
     """
     own = jnp.diagonal(scores)
+    if hardest:
+        found, rows = hardest_negatives(scores, positives, margin), jnp.arange(len(own))
+        by_image, by_caption = scores[rows, found.captions], scores[found.images, rows]
+        return hardest_hinge_loss(own, by_image, by_caption, found, margin)
     by_image = _violations(scores, own[:, None], ~positives, margin)
     by_caption = _violations(scores.T, own[:, None], ~positives.T, margin)
-    if hardest:
-        by_image, by_caption = _hardest(by_image), _hardest(by_caption)
     return jnp.sum(by_image) + jnp.sum(by_caption)
 
 

@@ -23,6 +23,7 @@ from xmodal_jax.ops.alignment import (
 from xmodal_jax.ops.embeddings import Embeddings
 
 Params = Any
+SCORERS = ("auto", "pairs")
 
 
 def encode_in_parts(
@@ -59,8 +60,15 @@ class Objective:
         self._devices = devices
         self._loss = losses.make_loss(config.loss)
         self._check(config.loss)
+        # Distillation needs all scores, and those of vectors are one product.
+        hinge = config.loss.kind == "hinge" and config.loss.distill_weight <= 0
+        self._mines = config.scorer == "auto" and hinge and model.kind != "vector"
 
     def _check(self, c: Any) -> None:
+        if self._config.scorer not in SCORERS:
+            raise UserError(
+                f"scorer={self._config.scorer!r} is not known; use {' or '.join(SCORERS)}"
+            )
         for field in ("candidates", "pooled_weight", "distill_weight"):
             if c[field] < 0:
                 raise UserError(f"loss.{field}={c[field]}; give 0 or more")
@@ -96,6 +104,8 @@ class Objective:
             scores, scored = candidate_scores(score, images, captions, drawn, self._devices)
             # A pair that was not scored is no negative.
             return total + self._loss(scores, positives | ~scored, step)
+        if self._mines:
+            return total + self._mined_loss(params, images, captions, positives, step)
         scores = self._matrix(score, images, captions, self._model.kind)
         total += self._loss(scores, positives, step)
         if c.distill_weight > 0:
@@ -103,6 +113,43 @@ class Objective:
             taught = self._matrix(teacher, images, captions, "tokens")
             total += self._distillation(scores, taught, positives, step)
         return total
+
+    def _mined_loss(
+        self,
+        params: Params,
+        images: Embeddings,
+        captions: Embeddings,
+        positives: jax.Array,
+        step: jax.Array,
+    ) -> jax.Array:
+        """The hinge loss; its gradient needs the scores of 3 B of the B * B pairs."""
+        c = self._config.loss
+        score = pair_scorer(self._model, params)
+
+        def hardest() -> jax.Array:
+            fixed = jax.lax.stop_gradient((images, captions))
+            fixed_score = pair_scorer(self._model, jax.lax.stop_gradient(params))
+            scores = self._matrix(fixed_score, *fixed, kind=self._model.kind)
+            found = losses.hardest_negatives(scores, positives, c.margin)
+            pairs = jax.vmap(score)
+            chosen = lambda items, index: jax.tree.map(lambda x: x[index], items)
+            return losses.hardest_hinge_loss(
+                pairs(images, captions),
+                pairs(images, chosen(captions, found.captions)),
+                pairs(chosen(images, found.images), captions),
+                found,
+                c.margin,
+            )
+
+        if c.sum_steps <= 0:
+            return hardest()
+
+        def every() -> jax.Array:
+            return self._loss(
+                self._matrix(score, images, captions, self._model.kind), positives, step
+            )
+
+        return jax.lax.cond(step < c.sum_steps, every, hardest)
 
     def _encode(
         self, params: Params, batch: Batch, fields: tuple[str, ...], method: str, key: jax.Array

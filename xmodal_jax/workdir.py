@@ -13,7 +13,7 @@ from xmodal_jax.errors import UserError
 
 # Changing these does not change what a run computes, so that a workdir admits it.
 FREE_FIELDS = (
-    *("data.dir", "mesh", "partition", "partition_rules"),
+    *("data.dir", "mesh", "partition", "partition_rules", "scorer"),
     *("train.keep", "evaluate.batch_size"),
 )
 # Directories of an installation, compared by their last names: a checkout may move.
