@@ -125,6 +125,13 @@ def put_batch(
     return {name: put(values) for name, values in batch.items()}
 
 
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """numpy arrays, the same in every process, as global arrays that every device holds."""
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    put = lambda x: jax.make_array_from_callback(x.shape, everywhere, lambda index: x[index])
+    return jax.tree.map(put, tree)
+
+
 def fetch(tree: Any) -> Any:
     """Arrays on the devices, of any sharding, as numpy arrays in every process.
 

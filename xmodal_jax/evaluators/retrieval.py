@@ -13,8 +13,10 @@ from xmodal_jax import partitioning
 from xmodal_jax.errors import UserError
 from xmodal_jax.evaluators.encoding import Batches, Encoded, Encoder
 from xmodal_jax.models.scorers import pair_scorer
+from xmodal_jax.ops import packing
 from xmodal_jax.ops.alignment import pooled_score, score_matrix
 from xmodal_jax.ops.embeddings import Embeddings
+from xmodal_jax.ops.packing import PackedCaptions
 from xmodal_jax.retrieval.metrics import protocol_metrics
 
 SCORES = ("model", "pooled")
@@ -47,6 +49,12 @@ class ScoredSplit:
     caption_image_ids: np.ndarray
 
 
+def _as_they_are(captions: Encoded) -> Iterator[tuple[Embeddings, np.ndarray]]:
+    """Blocks as they were encoded, and which of their columns are captions."""
+    for block, rows in zip(captions.blocks, captions.rows, strict=True):
+        yield block, rows["mask"]
+
+
 class RetrievalEvaluator:
     """R@1/5/10, median and mean rank in both directions, and rsum."""
 
@@ -61,18 +69,27 @@ class RetrievalEvaluator:
         protocol: str = "full",
         prefix: str = "",
         progress: bool = False,
+        alignment: tuple[str, bool] | None = None,
     ) -> None:
         """Args: the batches of a split, a protocol of retrieval.metrics, a prefix of the names.
 
         score: "model", the model's own; "pooled", the dot product of the pooled vectors.
+        alignment: the model's; with it captions are packed where their score allows that.
         """
         self._encoder = encoder
         self._image_batches, self._caption_batches = image_batches, caption_batches
         self._protocol, self._prefix, self._progress = protocol, prefix, progress
         kind = "vector" if score == "pooled" else model.kind
+        packs = alignment is not None and score == "model" and alignment[0] in packing.MODES
+        self._caption_blocks = self._packed if packs else _as_they_are
 
         @jax.jit
-        def block_scores(params: Any, images: Embeddings, captions: Embeddings) -> jax.Array:
+        def block_scores(
+            params: Any, images: Embeddings, captions: Embeddings | PackedCaptions
+        ) -> jax.Array:
+            if isinstance(captions, PackedCaptions):
+                assert alignment is not None
+                return packing.packed_scores(images, captions, *alignment)
             pair = pooled_score if score == "pooled" else pair_scorer(model, params)
             devices = encoder.mesh.shape["data"]
             return score_matrix(pair, images, captions, kind=kind, devices=devices)
@@ -86,20 +103,32 @@ class RetrievalEvaluator:
 
     def scores(self, params: Any, images: Encoded, captions: Encoded) -> np.ndarray:
         """Scores [I, C] of all images with all captions, block by block."""
-        count = len(images.blocks) * len(captions.blocks)
+        blocks = list(self._caption_blocks(captions))
+        count = len(images.blocks) * len(blocks)
         rows = []
         with tqdm(
             total=count, desc="scores", unit="block", leave=False, disable=not self._progress
         ) as bar:
             for block, info in zip(images.blocks, images.rows, strict=True):
                 # Dispatched for all captions before the first is fetched: the devices never wait.
-                parts = [self._block_scores(params, block, other) for other in captions.blocks]
+                parts = [self._block_scores(params, block, other) for other, _ in blocks]
                 row = []
-                for part, other in zip(parts, captions.rows, strict=True):
-                    row.append(partitioning.fetch(part)[:, other["mask"]])
+                for part, (_, kept) in zip(parts, blocks, strict=True):
+                    row.append(partitioning.fetch(part)[:, kept])
                     bar.update()
                 rows.append(np.concatenate(row, axis=1)[info["mask"]])
         return np.concatenate(rows)
+
+    def _packed(self, captions: Encoded) -> Iterator[tuple[PackedCaptions, slice]]:
+        """Blocks of words without padding, and which of their columns are captions."""
+
+        def parts() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            for block, rows in zip(captions.blocks, captions.rows, strict=True):
+                tokens, mask = partitioning.fetch((block.tokens, block.mask))
+                yield tokens[rows["mask"]], mask[rows["mask"]]
+
+        for packed, count in packing.pack_captions(parts()):
+            yield partitioning.replicate(packed, self._encoder.mesh), slice(count)
 
     def scored_split(self, params: Any) -> ScoredSplit:
         """The score matrix that the metrics are made from."""

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from xmodal_jax.models.bert import BertConfig
 from xmodal_jax.models.image import RegionProjection
 from xmodal_jax.models.pooling import Pooling
+from xmodal_jax.models.similarity import AlignmentSimilarity
 from xmodal_jax.models.text import GruConfig, TextEncoder
 from xmodal_jax.ops.embeddings import Embeddings, l2_normalize, without_padding
 
@@ -60,6 +61,12 @@ class Matcher(nn.Module):
     def kind(self) -> str:
         """What a search index needs: "vector", "tokens" or "pair"; see `similarity`."""
         return self.config.similarity.kind
+
+    @property
+    def alignment(self) -> tuple[str, bool] | None:
+        """mode and fill_zero of `alignment_score`; None for a model that is scored otherwise."""
+        similarity = self.config.similarity
+        return (similarity.mode, False) if isinstance(similarity, AlignmentSimilarity) else None
 
     def encode_image(
         self, batch: Mapping[str, jax.Array], deterministic: bool = True

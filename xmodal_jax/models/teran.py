@@ -69,6 +69,12 @@ class Teran(nn.Module):
         """What a search index needs: "vector" (one dot product) or "tokens" (late interaction)."""
         return "vector" if self.config.score == "pooled" else "tokens"
 
+    @property
+    def alignment(self) -> tuple[str, bool] | None:
+        """mode and fill_zero of `alignment_score`; None for a model that is scored otherwise."""
+        c = self.config
+        return None if c.score == "pooled" else (c.alignment, c.teran_parity)
+
     def encode_image(
         self, batch: Mapping[str, jax.Array], deterministic: bool = True
     ) -> Embeddings:

@@ -17,7 +17,7 @@ from xmodal_jax.ops.embeddings import Embeddings, dot_products, l2_normalize, wi
 
 PairScorer = Callable[[Embeddings, Embeddings], jax.Array]
 
-_LSE_TEMPERATURE = 0.1  # of MrLSEw
+LSE_TEMPERATURE = 0.1  # of MrLSEw
 # Numbers held at once by `score_matrix`: 2**24 of them are 64 MiB in float32.
 _NUMBERS_PER_BLOCK = 2**24
 
@@ -95,7 +95,7 @@ def alignment_score(
         words = jnp.maximum(jnp.sum(caption.mask), 1)
         return _best_region_per_word(sim, valid, fill_zero) / words
     if mode == "MrLSEw":
-        best = _masked_max(sim, valid, 0, fill_zero) / _LSE_TEMPERATURE
+        best = _masked_max(sim, valid, 0, fill_zero) / LSE_TEMPERATURE
         pooled = jax.nn.logsumexp(jnp.where(caption.mask, best, -1e9))
         return jnp.where(jnp.any(valid), pooled, 0.0)
     if mode == "MwSr":
