@@ -31,7 +31,11 @@ SERVICE_ACCOUNT="${SERVICE_ACCOUNT:-default}" TOPOLOGY="${TOPOLOGY:-4x4}"
 case "$kind" in
   tpu)
     EXTRA="${EXTRA:-tpu}" ACCELERATOR="${ACCELERATOR:-tpu-v5-lite-podslice}" CHIPS="${CHIPS:-4}"
-    HOSTS=$((${TOPOLOGY//x/*} / CHIPS))
+    [[ "$TOPOLOGY" =~ ^[1-9][0-9]*(x[1-9][0-9]*)+$ ]] || fail "TOPOLOGY=$TOPOLOGY is not like 4x4"
+    chips=$((${TOPOLOGY//x/*}))
+    [ "$((chips % CHIPS))" = 0 ] ||
+      fail "CHIPS=$CHIPS of a host do not divide the $chips chips of TOPOLOGY=$TOPOLOGY"
+    HOSTS=$((chips / CHIPS))
     ;;
   gpu)
     EXTRA="${EXTRA:-cuda}" ACCELERATOR="${ACCELERATOR:-nvidia-h100-80gb}" CHIPS="${CHIPS:-8}"

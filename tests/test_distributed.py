@@ -175,6 +175,31 @@ def test_two_processes_evaluate_cmsei_as_the_one_that_trained_it(config, tmp_pat
         np.testing.assert_allclose(value, trained[f"dev/{name}"], rtol=1e-5)
 
 
+def test_ctrl_c_at_one_process_saves_on_all(config, tmp_path):
+    workdir = tmp_path / "interrupted"
+    started = start(config, workdir, 2, 1, "--config.train.steps=100000")
+    wait_for_lines(started, workdir / "metrics.jsonl", 2, seconds=300)
+    started[0].send_signal(signal.SIGINT)
+    assert "stopped by SIGTERM at step" in finish(started)[0]
+    assert any(path.name.isdigit() for path in (workdir / "checkpoints").iterdir())
+
+
+def test_processes_with_different_flags_do_not_train_together(config, tmp_path):
+    address = free_address()
+    started = [
+        programs.start(
+            *(f"--config={config}", f"--workdir={tmp_path / 'run'}", f"--config.seed={number}"),
+            *("--distributed", f"--coordinator={address}", "--num_processes=2"),
+            f"--process_id={number}",
+            XLA_FLAGS=xla_flags(1),
+        )
+        for number in range(2)
+    ]
+    for output in finish(started, codes=2):
+        assert "error: process 1 was started with other flags than process 0" in output
+    assert not (tmp_path / "run").exists()
+
+
 def test_when_a_process_dies_the_others_stop(config, tmp_path):
     workdir = tmp_path / "dies"
     started = start(config, workdir, 2, 1, "--config.train.steps=100000")
@@ -194,6 +219,11 @@ def test_when_a_process_dies_the_others_stop(config, tmp_path):
             ("--distributed", "--coordinator=a:1", "--num_processes=2", "--process_id=2"),
             "--process_id=2 is not in 0..1",
         ),
+        (
+            ("--distributed", "--coordinator=a", "--num_processes=2", "--process_id=1"),
+            "--coordinator=a has no port; give HOST:PORT",
+        ),
+        (("--config.mesh.model=3",), "set mesh.data=-1 and mesh.model to one of 1"),
         (("--config.partition=zero",), "partition='zero' is not known; use replicated, fsdp"),
         (("--config.data.streams=3",), "streams=3 do not divide batch_size=16"),
     ],

@@ -117,6 +117,34 @@ def test_rows_of_a_batch_are_put_where_they_belong():
     np.testing.assert_array_equal(partitioning.fetch(placed)["x"], batch["x"])
 
 
+def test_rules_of_ones_own_come_before_a_preset():
+    config = tiny_config("teran")
+    _, _, abstract = abstract_state(config)
+    mesh = partitioning.make_mesh(4, 2)
+    preset = preset_rules("fsdp+tensor", abstract.params, mesh)
+    own = ((r"mlp_in/kernel$", (None, "data")),)
+    found = partitioning.shardings(abstract, own, mesh, preset)
+    layer = found.params["bert"]["layer_0"]
+    assert layer["mlp_in"]["kernel"].spec == PartitionSpec(None, "data")
+    assert "model" in layer["mlp_out"]["kernel"].spec
+    with pytest.raises(UserError, match="'nothing' matches no parameter"):
+        partitioning.shardings(abstract, (("nothing", ("data",)),), mesh, preset)
+
+
+@pytest.mark.parametrize(
+    ("rule", "axes", "said"),
+    [
+        ("kernel$", ("modl",), "has the axes ('modl',); use each of 'data', 'model' once at most"),
+        ("kernel$", ("data", "data"), "has the axes ('data', 'data'); use each of"),
+        ("(", ("data",), "rule '(' is no regular expression"),
+    ],
+)
+def test_malformed_rules_are_named(rule, axes, said):
+    tree = {"kernel": jax.ShapeDtypeStruct((8, 8), np.float32)}
+    with pytest.raises(UserError, match=re.escape(said)):
+        partitioning.shardings(tree, ((rule, axes),), partitioning.make_mesh())
+
+
 def test_mistakes_name_the_thing_and_the_remedy():
     with pytest.raises(UserError, match=r"mesh.data=3 x mesh.model=1.*8; set mesh.data=-1"):
         partitioning.make_mesh(3)

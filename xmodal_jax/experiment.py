@@ -84,8 +84,7 @@ class Experiment:
         tx, schedule = optimizer.make_optimizer(config.optimizer, params, config.train.steps)
         abstract = train_state.abstract_state(params, tx)
         preset = preset_rules(config.partition, params, mesh)
-        rules = (*config.partition_rules, *preset)
-        shardings = partitioning.shardings(abstract, rules, mesh)
+        shardings = partitioning.shardings(abstract, config.partition_rules, mesh, preset)
         return cls(
             config,
             dataset,

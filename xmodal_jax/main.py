@@ -55,6 +55,13 @@ def _workdir() -> Path:
     return Path("runs") / "-".join(filter(None, (Path(file).stem, variant)))
 
 
+def _flags_of_all() -> str:
+    """What has to be the same in all processes; data may lie in other places."""
+    config = _CONFIG.value.copy_and_resolve_references()
+    config.data.dir = ""
+    return f"{_MODE.value} {_workdir().absolute()} {config.to_json()}"
+
+
 def run() -> None:
     """Does what the flags say."""
     # Late, so that --help and mistakes in flags answer at once.
@@ -62,16 +69,18 @@ def run() -> None:
 
     if _CONFIG.value is None:
         raise UserError("--config is missing; try --config=configs/demo.py")
+    # The libraries report every file they write at INFO; --verbosity=0 shows that.
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)
     if _DISTRIBUTED.value:
-        distributed.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+        trains = _MODE.value == "train"
+        distributed.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, trains)
+        distributed.check_same(_flags_of_all())
     elif _COORDINATOR.value or _NUM_PROCESSES.value or _PROCESS_ID.value is not None:
         raise UserError("--coordinator, --num_processes and --process_id need --distributed")
     # Fake CPU devices share one thread pool: two programs in flight may wait for each other.
     if "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_cpu_enable_async_dispatch", False)
-    # The libraries report every file they write at INFO; --verbosity=0 shows that.
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)
     if _MODE.value == "train":
         train.train(_CONFIG.value, _workdir())
     elif _MODE.value == "evaluate":
@@ -87,7 +96,7 @@ def main() -> None:
     except (UserError, DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         _leave(2)
-    except Exception:
+    except (Exception, KeyboardInterrupt):
         if jax.process_count() == 1:
             raise
         traceback.print_exc()

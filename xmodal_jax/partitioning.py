@@ -28,9 +28,10 @@ def make_mesh(data: int = -1, model: int = 1) -> Mesh:
     if data == -1:
         data = count // model
     if data * model != count:
+        divisors = ", ".join(str(n) for n in range(1, count + 1) if count % n == 0)
         raise UserError(
             f"mesh.data={data} x mesh.model={model} is not the number of devices, {count}; "
-            "set mesh.data=-1"
+            f"set mesh.data=-1 and mesh.model to one of {divisors}"
         )
     return jax.make_mesh((data, model), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
 
@@ -39,22 +40,26 @@ def _path(path: tuple[Any, ...]) -> str:
     return "/".join(str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path)
 
 
-def shardings(tree: Any, rules: Rules, mesh: Mesh) -> Any:
+def shardings(tree: Any, rules: Rules, mesh: Mesh, others: Rules = ()) -> Any:
     """A sharding for each leaf: that of the first rule whose regex is found in the leaf's path.
 
     Args:
       tree: arrays or shapes; the path of a leaf is its keys joined by slashes.
       rules: (regex, axis name or None for each dimension); leaves without a rule are replicated.
       mesh: the mesh.
+      others: rules for the leaves that `rules` match not; they may find none.
 
     Raises:
-      UserError: a rule matches nothing, has too many axes, or its axis does not divide.
+      UserError: a rule is malformed, matches nothing, has too many axes, or its axis does not
+        divide.
     """
+    for rule, axes in rules:
+        _check_rule(rule, axes, mesh)
     unused = {rule for rule, _ in rules}
 
     def leaf_sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         name = _path(path)
-        for rule, axes in rules:
+        for rule, axes in (*rules, *others):
             if not re.search(rule, name) or leaf.ndim == 0:
                 continue
             unused.discard(rule)
@@ -75,6 +80,20 @@ def shardings(tree: Any, rules: Rules, mesh: Mesh) -> Any:
     if unused:
         raise UserError(f"partition rule {sorted(unused)[0]!r} matches no parameter; correct it")
     return out
+
+
+def _check_rule(rule: str, axes: Axes, mesh: Mesh) -> None:
+    try:
+        re.compile(rule)
+    except re.error as error:
+        raise UserError(f"partition rule {rule!r} is no regular expression ({error})") from None
+    named = [axis for axis in axes if axis is not None]
+    for axis in named:
+        if axis not in mesh.shape or named.count(axis) > 1:
+            raise UserError(
+                f"partition rule {rule!r} has the axes {axes}; use each of "
+                f"{', '.join(map(repr, mesh.shape))} once at most, and None"
+            )
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, field: str) -> None:

@@ -1,11 +1,13 @@
 """How a training step would scale, from programs compiled for fake devices; nothing is run.
 
   python -m tests.benchmarks.scaling
-  python -m tests.benchmarks.scaling --config=configs/coco.py:cmsei --devices=1,8 --partition=fsdp
+  python -m tests.benchmarks.scaling --config=configs/coco.py:cmsei --devices=8,64 \\
+    --config.partition=fsdp+tensor --config.mesh.model=4
 
 Compiles the full-size step with a batch that grows with the devices, reads from the program what a
 device sends and how much memory it needs, and prints a JSON line for each number of devices, then
-a table of the step times that follow for real chips. Assumed are
+a table of the step times that follow for real chips, and of the images a second that a chip has in
+them relative to the first line. Assumed are
 
 * the published peak of bfloat16 products and bandwidth between chips, below; of the peak, products
   reach --efficiency;
@@ -28,7 +30,6 @@ _CONFIG = config_flags.DEFINE_config_file("config", "configs/coco.py:teran", "Co
 _DEVICES = flags.DEFINE_list("devices", ["1", "8", "64", "256"], "Numbers of devices.")
 _ROWS = flags.DEFINE_integer("rows", 32, "Images and captions of a batch for each device.")
 _TOKENS = flags.DEFINE_integer("tokens", 32, "Tokens a caption is padded to.")
-_PARTITION = flags.DEFINE_string("partition", "replicated", "config.partition.")
 _EFFICIENCY = flags.DEFINE_float("efficiency", 0.4, "Share of the peak that products reach.")
 _HERE = flags.DEFINE_bool("here", False, "Compile for the devices of this process only.")
 
@@ -60,18 +61,19 @@ def measure(devices: int) -> dict[str, float]:
     if config.model.text.get("pretrained"):
         config.model.text.pretrained = ""  # The sizes are the configuration's.
     model = build_model(config.model, 2048, 30522, 50)
-    mesh = partitioning.make_mesh()
+    mesh = partitioning.make_mesh(config.mesh.data, config.mesh.model)
     spec = batch_spec(config, 2048)
     params = train_state.abstract_params(model, spec)
     tx, _ = optimizer.make_optimizer(config.optimizer, params, config.train.steps)
     abstract = train_state.abstract_state(params, tx)
-    rules = preset_rules(_PARTITION.value, params, mesh)
+    preset = preset_rules(config.partition, params, mesh)
+    shardings = partitioning.shardings(abstract, config.partition_rules, mesh, preset)
     placed = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
-    state = jax.tree.map(placed, abstract, partitioning.shardings(abstract, rules, mesh))
+    state = jax.tree.map(placed, abstract, shardings)
     rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     batch = {name: placed(x, rows) for name, x in spec.items()}
     frozen = optimizer.frozen_mask(params, tuple(config.optimizer.frozen))
-    step = make_train_step(model, tx, config, frozen=frozen, devices=devices)
+    step = make_train_step(model, tx, config, frozen=frozen, devices=mesh.shape["data"])
     traced = step.trace(state, batch)
     compiled = traced.lower().compile()
     sent, memory = collectives(compiled.as_text()), compiled.memory_analysis()
@@ -86,14 +88,14 @@ def measure(devices: int) -> dict[str, float]:
     }
 
 
-def predicted(line: dict[str, float], chip: str, efficiency: float) -> tuple[float, float]:
-    """Milliseconds of a step, and the share of them that is computation."""
+def predicted(line: dict[str, float], chip: str, efficiency: float) -> float:
+    """Milliseconds of a step."""
     peak, bandwidth = CHIPS[chip]
     if chip == "H200" and line["devices"] > 8:
         bandwidth = _BETWEEN_NODES
     compute = line["gflop"] / (peak * efficiency)
     send = line["sent_mb"] / bandwidth
-    return compute + send, compute / (compute + send)
+    return compute + send
 
 
 def table(lines: list[dict[str, float]], efficiency: float) -> str:
@@ -101,7 +103,9 @@ def table(lines: list[dict[str, float]], efficiency: float) -> str:
     head = ["devices", "batch", "GFLOP a device", "MB sent", "MiB a device", *CHIPS]
     rows = [head, ["---"] * len(head)]
     for line in lines:
-        times = (predicted(line, chip, efficiency) for chip in CHIPS)
+        times = [predicted(line, chip, efficiency) for chip in CHIPS]
+        # Every device has as many images: the time alone decides.
+        firsts = [predicted(lines[0], chip, efficiency) for chip in CHIPS]
         memory = line["state_mib"] + line["temporary_mib"]
         rows.append(
             [
@@ -110,7 +114,10 @@ def table(lines: list[dict[str, float]], efficiency: float) -> str:
                 f"{line['gflop']:,.0f}",
                 f"{line['sent_mb']:,.0f}",
                 f"{memory:,.0f}",
-                *(f"{ms:.1f} ms, {100 * share:.0f} %" for ms, share in times),
+                *(
+                    f"{ms:.1f} ms, {100 * first / ms:.0f} %"
+                    for ms, first in zip(times, firsts, strict=True)
+                ),
             ]
         )
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
