@@ -35,7 +35,8 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.model = models.teran_section()  # another model has other fields: configs/models.py
 
-    # How pairs are scored: auto, the fastest way that gives the same; pairs, each by itself.
+    # How pairs are scored: auto, the fastest way that gives the same; pairs, each by itself and all
+    # with a gradient; mined, only the hardest negatives with one, on fake devices too.
     config.scorer = "auto"
 
     config.loss = loss = ml_collections.ConfigDict()

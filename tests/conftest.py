@@ -22,6 +22,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import jax
 import pytest
 
+# For the programs that tests start. Here there are fake devices, and a program for several that
+# comes from the cache may wait for ever in a collective (JAX 0.10).
+jax.config.update("jax_enable_compilation_cache", False)
+
 
 @pytest.fixture(autouse=True)
 def _strict_ranks():

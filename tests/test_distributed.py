@@ -127,7 +127,10 @@ def three_steps_of_cmsei(mesh, partition):
     metrics, state = run_steps(config, mesh, rules)
     moments = jax.tree.leaves(partitioning.fetch(state.opt_state))
     figures = [[float(step[name]) for name in ("loss", "grad_norm")] for step in metrics]
-    return {"figures": np.array(figures)} | {str(n): x for n, x in enumerate(moments)}
+    gradients = metrics[0]["gradients"]
+    return {"figures": np.array(figures), "gradients": gradients} | {
+        str(n): x for n, x in enumerate(moments)
+    }
 
 
 def join_and_step(address, processes, number, directory):
@@ -155,6 +158,9 @@ def test_cmsei_on_several_processes_takes_the_steps_of_one_device(tmp_path, proc
     expected = three_steps_of_cmsei(one_device_mesh(), "replicated")
     with np.load(tmp_path / "found.npz") as found:
         np.testing.assert_allclose(found["figures"], expected["figures"], rtol=1e-5)
+        gradients = expected["gradients"]
+        difference = np.linalg.norm(found["gradients"] - gradients)
+        assert difference < 1e-5 * np.linalg.norm(gradients) > 0
         # As on meshes of one process, in test_partitioning.py.
         assert found.keys() == expected.keys()
         for name in expected:

@@ -10,12 +10,15 @@ from tests.tiny_models import (
     build,
     one_device_mesh,
     random_batch,
+    run_steps,
     tiny_config,
 )
 from xmodal_jax import losses, partitioning, train_state
 from xmodal_jax.errors import UserError
 from xmodal_jax.models.batch import batch_spec
 from xmodal_jax.objective import Objective
+
+HINGE = {"loss.kind": "hinge"}
 
 
 def loss_and_gradients(config, batch, step=0):
@@ -40,7 +43,7 @@ def loss_and_gradients(config, batch, step=0):
     ],
 )
 def test_loss_and_gradients_are_those_of_all_pairs(variant, changes, step):
-    config = tiny_config(variant, **changes)
+    config = tiny_config(variant, scorer="mined", **HINGE, **changes)
     batch = random_batch(config)
     batch["image_id"][:2] = 7  # Captions of one image are no negatives of each other.
     found, gradients = loss_and_gradients(config, batch, step)
@@ -76,7 +79,23 @@ def test_a_nan_comes_out_as_a_nan():
     assert np.isnan(losses.hinge_loss(scores, np.eye(4, dtype=bool)))
 
 
+def test_what_cannot_be_mined_is_named():
+    config = tiny_config("teran", scorer="mined", **{"loss.kind": "info_nce"})
+    with pytest.raises(UserError, match="this one has info_nce and tokens, use auto"):
+        Objective(build(config), config, mask_id=1)
+
+
+def test_mined_steps_on_two_devices_are_those_of_one():
+    config = tiny_config("teran", scorer="mined", **HINGE)
+    types = (jax.sharding.AxisType.Auto,) * 2
+    two = jax.make_mesh((2, 1), ("data", "model"), devices=jax.devices()[:2], axis_types=types)
+    found, expected = (run_steps(config, mesh)[0] for mesh in (two, one_device_mesh()))
+    for name in ("loss", "grad_norm"):
+        ours, theirs = ([float(step[name]) for step in steps] for steps in (found, expected))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
 def test_an_unknown_scorer_is_named():
     config = tiny_config("teran", scorer="fast")
-    with pytest.raises(UserError, match="scorer='fast' is not known; use auto or pairs"):
+    with pytest.raises(UserError, match="scorer='fast' is not known; use auto or pairs or mined"):
         Objective(build(config), config, mask_id=1)

@@ -36,6 +36,8 @@ def test_three_steps_are_the_same_on_every_mesh(variant):
         for name in ("loss", "grad_norm"):
             ours, theirs = ([m[name] for m in metrics] for metrics in (found, expected))
             np.testing.assert_allclose(ours, theirs, rtol=1e-5, err_msg=f"{name} {preset}")
+        ours, theirs = found[0]["gradients"], expected[0]["gradients"]
+        assert np.linalg.norm(ours - theirs) < 1e-5 * np.linalg.norm(theirs) > 0
         # The moments are sums of gradients; Adam's parameters would show little but their signs.
         close = partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5)
         jax.tree.map(close, jax.device_get(other.opt_state), moments)
@@ -44,7 +46,11 @@ def test_three_steps_are_the_same_on_every_mesh(variant):
 
 def lowered_step(variant, preset, batch_size):
     """The compiled step for 8 devices, and the state's shapes."""
-    config = tiny_config(variant, **{"train.batch_size": batch_size}, **WHOLE)
+    if variant == "teran":  # As it is trained on real devices.
+        config = tiny_config(variant, scorer="mined", **{"loss.kind": "hinge"}, **WHOLE)
+    else:
+        config = tiny_config(variant, **WHOLE)
+    config.train.batch_size = batch_size
     mesh = partitioning.make_mesh()
     model, tx, abstract = abstract_state(config)
     rules = preset_rules(preset, abstract.params, mesh)

@@ -85,7 +85,11 @@ def abstract_state(config):
 
 
 def run_steps(config, mesh, rules=(), steps=3):
-    """Metrics of each step, and the state after the last; every step has a batch of its own."""
+    """Metrics of each step, and the state after the last; every step has a batch of its own.
+
+    `gradients` of the first step are among its metrics: Adam's first moments, which are a tenth of
+    them then.
+    """
     model, tx, abstract = abstract_state(config)
     shardings = partitioning.shardings(abstract, rules, mesh)
     spec = batch_spec(config, WIDTH)
@@ -97,6 +101,10 @@ def run_steps(config, mesh, rules=(), steps=3):
         batch = partitioning.put_batch(random_batch(config, seed), mesh)
         state, metrics = step(state, batch)
         found.append(jax.device_get(metrics))
+        if seed == 0:
+            leaves = jax.tree.leaves_with_path(state.opt_state)
+            first = [x for path, x in leaves if ".mu" in jax.tree_util.keystr(path)]
+            found[0]["gradients"] = np.concatenate([x.ravel() for x in partitioning.fetch(first)])
     return found, state
 
 

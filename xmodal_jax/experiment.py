@@ -169,7 +169,7 @@ class Experiment:
         staged = c.rerank_top_k > 0 or c.score == "pooled"
         if staged and self.model.kind != "vector" and self.config.loss.pooled_weight <= 0:
             logging.warning("the pooled vectors were not trained: loss.pooled_weight was 0")
-        alignment = self.model.alignment if self.config.scorer == "auto" else None
+        alignment = None if self.config.scorer == "pairs" else self.model.alignment
         chosen = (
             partial(RerankingEvaluator, top_k=c.rerank_top_k)
             if c.rerank_top_k

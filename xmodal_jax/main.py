@@ -11,6 +11,7 @@ the same workdir continues a run that was stopped.
 """
 
 import os
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -78,9 +79,11 @@ def run() -> None:
         distributed.check_same(_flags_of_all())
     elif _COORDINATOR.value or _NUM_PROCESSES.value or _PROCESS_ID.value is not None:
         raise UserError("--coordinator, --num_processes and --process_id need --distributed")
-    # Fake CPU devices share one thread pool: two programs in flight may wait for each other.
-    if "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+    # Fake CPU devices share one thread pool: two programs in flight may wait for each other, and so
+    # may the collectives of one that comes from the compilation cache (JAX 0.10).
+    if re.search(r"host_platform_device_count=(?!1\b)", os.environ.get("XLA_FLAGS", "")):
         jax.config.update("jax_cpu_enable_async_dispatch", False)
+        jax.config.update("jax_enable_compilation_cache", False)
     if _MODE.value == "train":
         train.train(_CONFIG.value, _workdir())
     elif _MODE.value == "evaluate":

@@ -23,7 +23,7 @@ from xmodal_jax.ops.alignment import (
 from xmodal_jax.ops.embeddings import Embeddings
 
 Params = Any
-SCORERS = ("auto", "pairs")
+SCORERS = ("auto", "pairs", "mined")
 
 
 def encode_in_parts(
@@ -60,14 +60,29 @@ class Objective:
         self._devices = devices
         self._loss = losses.make_loss(config.loss)
         self._check(config.loss)
-        # Distillation needs all scores, and those of vectors are one product.
-        hinge = config.loss.kind == "hinge" and config.loss.distill_weight <= 0
-        self._mines = config.scorer == "auto" and hinge and model.kind != "vector"
+        self._mines = self._can_mine() and self._mining_pays()
+
+    def _can_mine(self) -> bool:
+        """Distillation needs all scores, and those of vectors are one product."""
+        c = self._config.loss
+        return c.kind == "hinge" and c.distill_weight <= 0 and self._model.kind != "vector"
+
+    def _mining_pays(self) -> bool:
+        if self._config.scorer != "auto":
+            return self._config.scorer == "mined"
+        # Fake devices may wait for ever: XLA for CPU (JAX 0.10) starts collectives that do not
+        # depend on each other in any order, and has fewer threads than there are devices.
+        return self._devices == 1 or jax.default_backend() != "cpu"
 
     def _check(self, c: Any) -> None:
         if self._config.scorer not in SCORERS:
             raise UserError(
                 f"scorer={self._config.scorer!r} is not known; use {' or '.join(SCORERS)}"
+            )
+        if self._config.scorer == "mined" and not self._can_mine():
+            raise UserError(
+                "scorer='mined' is for loss.kind=hinge without distillation, and a model of kind "
+                f"tokens or pair; this one has {c.kind} and {self._model.kind}, use auto"
             )
         for field in ("candidates", "pooled_weight", "distill_weight"):
             if c[field] < 0:
