@@ -180,22 +180,12 @@ def parse_json(text: str | bytes) -> Any:
     return json.loads(text, object_pairs_hook=once)
 
 
-def parse_relations(line: str, path: Path, number: int) -> list[Relation]:
-    """The relations of a scene graph, one JSON object; their confidence is 1 if not given."""
-    try:
-        given = parse_json(line)["relations"]
-        if not isinstance(given, list):
-            raise TypeError
-    except (ValueError, KeyError, TypeError, RecursionError):
-        # RecursionError from a few thousand brackets.
-        raise DataError(
-            f'{path} line {number} is not a JSON object with "relations": [[region, "predicate", '
-            "region, confidence], ...]; write the file again"
-        ) from None
+def checked_relations(given: list[Any], where: str) -> list[Relation]:
+    """The relations of a scene graph, from JSON; their confidence is 1 if not given."""
     for relation in given:
         if not _is_relation(relation):
             raise DataError(
-                f"{path} line {number}: relation {reprlib.repr(relation)} is not [region, "
+                f"{where}: relation {reprlib.repr(relation)} is not [region, "
                 '"predicate", region] or [region, "predicate", region, confidence] with integers '
                 "as regions; correct it"
             )

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from data_pipeline.convert_graphs import main, read_graphs, read_ids, summary, write_graphs
 from data_pipeline.errors import DataError
-from data_pipeline.file_checks import parse_relations
+from data_pipeline.sources.scene_graphs import SceneGraphs
 from tests.json_values import changed
 
 GRAPHS = {
@@ -95,8 +95,8 @@ def test_a_line_an_image_in_the_order_of_the_file(tmp_path, capsys, name):
 def test_the_pipeline_reads_the_relations(tmp_path):
     out = tmp_path / "train_scene_graphs.jsonl"
     write_graphs(GRAPHS, out)
-    relations = [parse_relations(line, out, 1) for line in out.read_text().splitlines()]
-    assert relations[0] == [(0, "wearing", 1, 1.0), (2, "next to", 0, 1.0)]
+    graph = SceneGraphs(out).read(str(LINES[0]["id"]), None, len(LINES[0]["labels"]))
+    assert graph.relations == [(0, "wearing", 1, 1.0), (2, "next to", 0, 1.0)]
 
 
 def test_ids_of_karpathys_file(tmp_path, capsys):

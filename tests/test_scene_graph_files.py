@@ -28,6 +28,7 @@ def graphs(tmp_path, *lines, of_split=False):
 
 GOOD = {"id": 3, "relations": [[0, "on", 1, 0.5]]}
 BOX = [0, 0, 4, 4]
+BOXES = [BOX, [1, 1, 3, 3]]
 
 
 @pytest.mark.parametrize(
@@ -156,24 +157,29 @@ def test_overlaps_by_loops():
     assert 0 < np.count_nonzero(expected) < 49
 
 
+def check_graphs(path, names):
+    """Those of these names are of two regions, and their labels are text."""
+    found = SceneGraphs(path)
+    for name in names:
+        if found.find({"id": name}):
+            graph = found.read(name, np.array(BOXES, np.float32), 2)
+            assert all(s in (0, 1) and o in (0, 1) for s, _, o, _ in graph.relations)
+            assert len(graph.labels) in (0, 2)
+            assert all(isinstance(label, str) for label in graph.labels)
+
+
 @FUZZ
 @given(data=st.data())
 def test_damaged_bytes_bring_a_data_error_or_graphs(tmp_path, data):
-    lines = [GOOD, {"id": "a.jpg", "boxes": [BOX, [1, 1, 3, 3]], "labels": ["x", "y"]}]
+    lines = [GOOD, {"id": "a.jpg", "boxes": BOXES, "labels": ["x", "y"]}]
     lines[1] |= {"relations": [[1, "in", 0, 0.25], [0, "round", 1]]}
     whole = "".join(f"{json.dumps(line)}\n" for line in lines).encode()
     start = data.draw(st.integers(0, len(whole)))
     stop = data.draw(st.integers(start, min(len(whole), start + 20)))
     path = tmp_path / "damaged.jsonl"
     path.write_bytes(whole[:start] + data.draw(st.binary(max_size=12)) + whole[stop:])
-    boxes = np.array([BOX, [1, 1, 3, 3]], np.float32)
     try:
-        found = SceneGraphs(path)
-        for name in ("3", "a.jpg"):
-            if found.find({"id": name}):
-                graph = found.read(name, boxes, 2)
-                assert all(s in (0, 1) and o in (0, 1) for s, _, o, _ in graph.relations)
-                assert len(graph.labels) in (0, 2)
+        check_graphs(path, ("3", "a.jpg"))
     except DataError as error:
         assert len(str(error).splitlines()) == 1
 
@@ -182,17 +188,11 @@ def test_damaged_bytes_bring_a_data_error_or_graphs(tmp_path, data):
 @given(data=st.data())
 def test_other_values_bring_a_data_error_or_relations_of_these_regions(tmp_path, data):
     relations = [[1, "in", 0, 0.25], [0, "round", 1]]
-    other = {"boxes": [BOX, [1, 1, 3, 3]], "labels": ["x", "y"], "relations": relations}
+    other = {"boxes": BOXES, "labels": ["x", "y"], "relations": relations}
     lines = changed(data, [GOOD, {"id": "a.jpg", **other}])
     path = tmp_path / "changed.jsonl"
     path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    boxes = np.array([BOX, [1, 1, 3, 3]], np.float32)
     try:
-        found = SceneGraphs(path)
-        for name in ("3", "a.jpg"):
-            if found.find({"id": name}):
-                graph = found.read(name, boxes, 2)
-                assert all(s in (0, 1) and o in (0, 1) for s, _, o, _ in graph.relations)
-                assert all(isinstance(label, str) for label in graph.labels)
+        check_graphs(path, ("3", "a.jpg"))
     except DataError as error:
         assert "\n" not in str(error) and str(path) in str(error)

@@ -48,6 +48,33 @@ def encode_in_parts(
     return map_in_parts(lambda part: encode(part[0], part[1][0]), (batch, keys), parts)
 
 
+def mined_hinge_loss(
+    score: PairScorer,
+    fixed: jax.Array,
+    images: Embeddings,
+    captions: Embeddings,
+    positives: jax.Array,
+    margin: float,
+) -> jax.Array:
+    """`losses.hinge_loss` of the hardest negatives, of which 3 B pairs are scored for a gradient.
+
+    Args:
+      score: of one pair, differentiable.
+      fixed: [B, B] scores without a gradient, by which the negatives are chosen.
+      images, captions: [B, ...]; positives: [B, B] bool.
+    """
+    found = losses.hardest_negatives(fixed, positives, margin)
+    pairs = jax.vmap(score)
+    chosen = lambda items, index: jax.tree.map(lambda x: x[index], items)
+    return losses.hardest_hinge_loss(
+        pairs(images, captions),
+        pairs(images, chosen(captions, found.captions)),
+        pairs(chosen(images, found.images), captions),
+        found,
+        margin,
+    )
+
+
 class Objective:
     """(parameters, batch, step, key) -> loss, with dropout and augmentation."""
 
@@ -145,16 +172,7 @@ class Objective:
             fixed = jax.lax.stop_gradient((images, captions))
             fixed_score = pair_scorer(self._model, jax.lax.stop_gradient(params))
             scores = self._matrix(fixed_score, *fixed, kind=self._model.kind)
-            found = losses.hardest_negatives(scores, positives, c.margin)
-            pairs = jax.vmap(score)
-            chosen = lambda items, index: jax.tree.map(lambda x: x[index], items)
-            return losses.hardest_hinge_loss(
-                pairs(images, captions),
-                pairs(images, chosen(captions, found.captions)),
-                pairs(chosen(images, found.images), captions),
-                found,
-                c.margin,
-            )
+            return mined_hinge_loss(score, scores, images, captions, positives, c.margin)
 
         if c.sum_steps <= 0:
             return hardest()

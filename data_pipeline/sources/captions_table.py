@@ -35,8 +35,8 @@ def read_table(path: Path, split: str | None, held_out: Mapping[str, float]) -> 
                 raise DataError(f"{path} line {line} has `caption` and `captions`; keep one")
             if not found:
                 raise DataError(f"{path} line {line} ({name}) has no `caption`; write one a line")
-            given = row.get("split")
-            named = split if given in (None, "") else known_split(given)
+            of_row = row.get("split")
+            named = split if of_row in (None, "") else known_split(of_row)
             drawn = drawn or not named
             key = named or _drawn_split(name, held_out), name
             if (other := split_of.setdefault(name, key)) != key:
@@ -45,10 +45,11 @@ def read_table(path: Path, split: str | None, held_out: Mapping[str, float]) -> 
                     f"{lines[other]}; an image has one split, on each of its lines"
                 )
             number = numbers.setdefault(name, len(numbers))
-            given = row.get("image_id") not in (None, "")
-            image_id = as_id(row["image_id"]) if given else number
-            if not given:
+            if row.get("image_id") in (None, ""):
+                image_id = number
                 numbered.add(key)
+            else:
+                image_id = as_id(row["image_id"])
             if ids.setdefault(key, image_id) != image_id:
                 raise DataError(f"{path} line {line}: {name} is image {ids[key]} and {image_id}")
             texts.setdefault(key, []).extend(found)

@@ -18,9 +18,9 @@ from data_pipeline.errors import DataError
 from data_pipeline.file_checks import (
     Relation,
     check_is_file,
+    checked_relations,
     is_unicode,
     parse_json,
-    parse_relations,
 )
 
 _SAME = 0.5  # intersection over union from which an object of the graph is a region of the store
@@ -173,8 +173,17 @@ class SceneGraphs:
             raise DataError(
                 f"{self.path} line {number} is not UTF-8; convert the file, e.g. with iconv"
             ) from None
-        relations = parse_relations(text, self.path, number)
-        content = parse_json(text)
+        where = f"{self.path} line {number}"
+        try:
+            content = parse_json(text)
+        except (ValueError, RecursionError):  # The latter from a few thousand brackets.
+            content = None
+        if not isinstance(content, dict) or not isinstance(content.get("relations"), list):
+            raise DataError(
+                f'{where} is not a JSON object with "relations": [[region, "predicate", region, '
+                "confidence], ...]; write the file again"
+            )
+        relations = checked_relations(content["relations"], where)
         boxes, labels = content.get("boxes") or [], content.get("labels") or []
         name = content.get("id")
         well = _is_id(name) or (name is None and self._of_split)
@@ -183,7 +192,7 @@ class SceneGraphs:
         well = well and _are_boxes(boxes)
         if not well or (boxes and labels and len(boxes) != len(labels)):
             raise DataError(
-                f'{self.path} line {number} needs an "id", and if it has them as many "boxes" '
+                f'{where} needs an "id", and if it has them as many "boxes" '
                 '[x1, y1, x2, y2] as "labels"; write the file again'
             )
         return {"id": name, "boxes": boxes, "labels": labels, "relations": relations}

@@ -102,10 +102,10 @@ def table(lines: list[dict[str, float]], efficiency: float) -> str:
     """Markdown: a row for each number of devices."""
     head = ["devices", "batch", "GFLOP a device", "MB sent", "MiB a device", *CHIPS]
     rows = [head, ["---"] * len(head)]
+    # Every device has as many images: the time alone decides.
+    firsts = [predicted(lines[0], chip, efficiency) for chip in CHIPS]
     for line in lines:
         times = [predicted(line, chip, efficiency) for chip in CHIPS]
-        # Every device has as many images: the time alone decides.
-        firsts = [predicted(lines[0], chip, efficiency) for chip in CHIPS]
         memory = line["state_mib"] + line["temporary_mib"]
         rows.append(
             [

@@ -34,6 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xmodal_jax import losses
+from xmodal_jax.objective import mined_hinge_loss
 from xmodal_jax.ops import packing
 from xmodal_jax.ops.alignment import alignment_score, score_matrix
 from xmodal_jax.ops.embeddings import Embeddings
@@ -140,6 +141,16 @@ def einsum_scores(images: Any, captions: Any, mask: Any) -> Any:
     return similar.amax(2).masked_fill(~mask[None], 0).sum(2)
 
 
+def torch_hinge_loss(scores: Any) -> Any:
+    """Of the hardest negatives in [B, B], as the public code computes it."""
+    import torch
+
+    own, same = scores.diagonal(), torch.eye(len(scores), dtype=torch.bool, device=scores.device)
+    by_image = (MARGIN + scores - own[:, None]).clamp(min=0).masked_fill(same, 0)
+    by_caption = (MARGIN + scores - own[None, :]).clamp(min=0).masked_fill(same, 0)
+    return by_image.max(1)[0].sum() + by_caption.max(0)[0].sum()
+
+
 def torch_inputs(images: int, captions: int, words: int = WORDS) -> list[Any]:
     import torch
 
@@ -182,15 +193,10 @@ def train_torch(batch: int, scores: Callable[..., Any], repeats: int) -> Line:
     import torch
 
     images, captions, mask = torch_inputs(batch, batch)
-    same = torch.eye(batch, dtype=torch.bool, device=images.device)
 
     def run() -> None:
         left, right = (x.detach().requires_grad_() for x in (images, captions))
-        found = scores(left, right, mask)
-        own = found.diagonal()
-        by_image = (MARGIN + found - own[:, None]).clamp(min=0).masked_fill(same, 0)
-        by_caption = (MARGIN + found - own[None, :]).clamp(min=0).masked_fill(same, 0)
-        (by_image.max(1)[0].sum() + by_caption.max(0)[0].sum()).backward()
+        torch_hinge_loss(scores(left, right, mask)).backward()
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     line = timed_torch(run, repeats)
@@ -198,24 +204,15 @@ def train_torch(batch: int, scores: Callable[..., Any], repeats: int) -> Line:
         grown = torch.cuda.max_memory_allocated()
     else:
         grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-    return line | {"temporary_mib": round(grown / 2**20)}
+    # At least 1: a small batch fits into what the process already has.
+    return line | {"temporary_mib": max(1, round(grown / 2**20))}
 
 
 def mined_loss(images: Embeddings, captions: Embeddings) -> jax.Array:
-    """As `objective.Objective`, for a scorer without parameters."""
+    """The loss that training chooses, of a scorer without parameters."""
     positives = jnp.eye(images.mask.shape[0], dtype=bool)
-    found = losses.hardest_negatives(
-        score_matrix(SCORE, *jax.lax.stop_gradient((images, captions))), positives, MARGIN
-    )
-    pairs = jax.vmap(SCORE)
-    chosen = lambda items, index: jax.tree.map(lambda x: x[index], items)
-    return losses.hardest_hinge_loss(
-        pairs(images, captions),
-        pairs(images, chosen(captions, found.captions)),
-        pairs(chosen(images, found.images), captions),
-        found,
-        MARGIN,
-    )
+    fixed = score_matrix(SCORE, *jax.lax.stop_gradient((images, captions)))
+    return mined_hinge_loss(SCORE, fixed, images, captions, positives, MARGIN)
 
 
 def all_pairs_loss(images: Embeddings, captions: Embeddings) -> jax.Array:

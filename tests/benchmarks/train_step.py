@@ -23,7 +23,6 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from tests.benchmarks.scorer import (
-    MARGIN,
     apart,
     einsum_scores,
     peak,
@@ -31,6 +30,7 @@ from tests.benchmarks.scorer import (
     rounded,
     temporary,
     torch_device,
+    torch_hinge_loss,
 )
 from xmodal_jax import optimizer, train_state
 from xmodal_jax.models import build_model
@@ -159,17 +159,13 @@ def theirs(
     regions = torch.from_numpy(inputs["regions"].astype(np.float32)).to(device)
     tokens = torch.from_numpy(inputs["tokens"].astype(np.int64)).to(device)
     mask = torch.from_numpy(inputs["token_mask"]).to(device)
-    same = torch.eye(len(regions), dtype=torch.bool, device=device)
     scores = reference_scores if how["expanded"] else einsum_scores
 
     def loss() -> Any:
         with torch.autocast(device.type, torch.bfloat16, enabled=how["half"]):
             image, text = net(regions, tokens, ~mask)
             found = scores(image, text, mask).float()
-        own = found.diagonal()
-        by_image = (MARGIN + found - own[:, None]).clamp(min=0).masked_fill(same, 0)
-        by_caption = (MARGIN + found - own[None, :]).clamp(min=0).masked_fill(same, 0)
-        return by_image.max(1)[0].sum() + by_caption.max(0)[0].sum()
+        return torch_hinge_loss(found)
 
     forward = torch.compile(loss) if how["compiled"] else loss
 
