@@ -23,13 +23,13 @@ import numpy as np
 import optax
 
 from xmodal_jax import losses, optimizer
+from xmodal_jax.metrics import ranking
 from xmodal_jax.models import pretrained
 from xmodal_jax.models.bert import BertConfig
 from xmodal_jax.models.names import teran_entries, teran_unused
 from xmodal_jax.models.teran import Teran, TeranConfig
 from xmodal_jax.ops.alignment import alignment_score, score_matrix
 from xmodal_jax.ops.embeddings import Embeddings
-from xmodal_jax.retrieval import metrics
 
 LIMITS = {"float64": 1e-9, "float32": 1e-5}
 # The loss of step 0 depends on the stored weights and inputs only. Where it differs although the
@@ -322,17 +322,17 @@ def check_eval(golden: Golden, name: str, meta: dict, dtype: str) -> Differences
         scores = np.asarray(score_matrix(score, image, caption))
     ids = np.arange(len(images))
     caption_ids = np.repeat(ids, len(captions) // len(images))
-    ours = metrics.retrieval_metrics(scores, ids, caption_ids)
+    ours = ranking.retrieval_metrics(scores, ids, caption_ids)
     found = {"scores": difference(scores, run["scores"])}
     fields = ("r1", "r5", "r10", "median_rank", "mean_rank")
     for side in ("i2t", "t2i"):
         table = [ours[f"{side}/{k}"] for k in fields]
         found[f"{side}/metrics"] = difference(table, run[side][:5])
-    found["i2t/ranks"] = difference(metrics.ranks(scores, ids, caption_ids), run["i2t_ranks"])
-    found["t2i/ranks"] = difference(metrics.ranks(scores.T, caption_ids, ids), run["t2i_ranks"])
+    found["i2t/ranks"] = difference(ranking.ranks(scores, ids, caption_ids), run["i2t_ranks"])
+    found["t2i/ranks"] = difference(ranking.ranks(scores.T, caption_ids, ids), run["t2i_ranks"])
     for column, relevance in ((5, run["rel_rougeL"]), (6, run["rel_spice"])):
-        i2t = [metrics.ndcg(relevance[:, i], np.argsort(-scores[i])) for i in ids]
-        t2i = [metrics.ndcg(row, np.argsort(-scores[:, c])) for c, row in enumerate(relevance)]
+        i2t = [ranking.ndcg(relevance[:, i], np.argsort(-scores[i])) for i in ids]
+        t2i = [ranking.ndcg(row, np.argsort(-scores[:, c])) for c, row in enumerate(relevance)]
         # The reference averages the image queries over those with a value only.
         i2t_mean = np.mean([v for v in i2t if v != 0])
         found[f"ndcg/{column}"] = difference(
@@ -342,7 +342,7 @@ def check_eval(golden: Golden, name: str, meta: dict, dtype: str) -> Differences
 
 
 def check_ndcg(golden: Golden, name: str, meta: dict, dtype: str) -> Differences:
-    value = metrics.ndcg(golden["ndcg/y"], golden["ndcg/ranking"], at=len(golden["ndcg/ranking"]))
+    value = ranking.ndcg(golden["ndcg/y"], golden["ndcg/ranking"], at=len(golden["ndcg/ranking"]))
     return {"ndcg": difference(value, golden["ndcg/ndcg"])}
 
 

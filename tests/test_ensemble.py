@@ -13,7 +13,7 @@ from xmodal_jax.ensemble import Member, mean_scores
 from xmodal_jax.errors import UserError
 from xmodal_jax.evaluate import evaluate
 from xmodal_jax.experiment import Experiment
-from xmodal_jax.retrieval.metrics import protocol_metrics
+from xmodal_jax.metrics.ranking import protocol_metrics
 from xmodal_jax.scoring import describe, scoring_name
 from xmodal_jax.workdir import claim_workdir, read_config
 

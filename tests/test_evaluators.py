@@ -14,9 +14,9 @@ from xmodal_jax.evaluators.encoding import Encoder
 from xmodal_jax.evaluators.pointing import PointingEvaluator
 from xmodal_jax.evaluators.reranking import CandidateScorer, RerankingEvaluator
 from xmodal_jax.evaluators.retrieval import RetrievalEvaluator, check_scoring
+from xmodal_jax.metrics.ranking import ranks, retrieval_metrics
 from xmodal_jax.ops.alignment import alignment_score
 from xmodal_jax.ops.embeddings import Embeddings
-from xmodal_jax.retrieval.metrics import ranks, retrieval_metrics
 
 IMAGES, CAPTIONS, REGIONS, WIDTH, BATCH = 10, 23, 3, 4, 4
 

@@ -14,7 +14,7 @@ LAYERS = [
         "ops",
         "losses",
         "augment",
-        "retrieval",
+        "metrics",
         "partitioning",
         "partition_presets",
         "distributed",
@@ -26,7 +26,7 @@ LAYERS = [
     ["models"],
     ["objective", "train_state", "train_step", "checkpoint", "collapse", "run_record"],
     ["evaluators", "export"],
-    ["experiment", "command_line"],
+    ["experiment", "command_line", "retrieval", "visualize"],
     ["train", "evaluate", "results", "ensemble"],
     ["main", "sweep"],
 ]

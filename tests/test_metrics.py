@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from xmodal_jax.retrieval import metrics
+from xmodal_jax.metrics import ranking
 
 
 def enumerated_rank(scores, positive):
@@ -24,19 +24,19 @@ def test_ranks_equal_enumeration_with_ties():
         ids = rng.integers(0, 2, size=6)
         if not (ids == 1).any():
             continue
-        ours = metrics.ranks(scores, np.array([1]), ids)[0]
+        ours = ranking.ranks(scores, np.array([1]), ids)[0]
         assert ours == pytest.approx(enumerated_rank(scores[0], ids == 1))
 
 
 def test_equal_scores_give_chance_not_success():
     ids = np.arange(50)
-    found = metrics.retrieval_metrics(np.ones((50, 50)), ids, ids)
+    found = ranking.retrieval_metrics(np.ones((50, 50)), ids, ids)
     assert found["i2t/r1"] == 0 and found["i2t/r10"] == 0
     assert found["t2i/mean_rank"] == 25.5
 
 
 def test_summary_by_hand():
-    found = metrics.summary(np.array([0.0, 4.0, 5.0, 9.0, 100.0, 200.0]))
+    found = ranking.summary(np.array([0.0, 4.0, 5.0, 9.0, 100.0, 200.0]))
     assert found["r1"] == pytest.approx(100 / 6)
     assert found["r5"] == pytest.approx(200 / 6)
     assert found["r10"] == pytest.approx(400 / 6)
@@ -47,7 +47,7 @@ def test_metrics_equal_sorting():
     rng = np.random.default_rng(1)
     images, captions = np.arange(20) * 7, np.repeat(np.arange(20) * 7, 5)
     scores = rng.normal(size=(20, 100)) + 1.5 * (images[:, None] == captions)
-    found = metrics.retrieval_metrics(scores, images, captions)
+    found = ranking.retrieval_metrics(scores, images, captions)
     i2t = [
         min(np.flatnonzero(captions[np.argsort(-row)] == images[i])) for i, row in enumerate(scores)
     ]
@@ -64,9 +64,9 @@ def test_five_folds_are_consecutive_and_averaged():
     rng = np.random.default_rng(2)
     images, captions = np.arange(10), np.repeat(np.arange(10), 5)
     scores = rng.normal(size=(10, 50)) + (images[:, None] == captions)
-    ours = metrics.protocol_metrics(scores, images, captions, "5fold")
+    ours = ranking.protocol_metrics(scores, images, captions, "5fold")
     parts = [
-        metrics.retrieval_metrics(
+        ranking.retrieval_metrics(
             scores[k : k + 2, 5 * k : 5 * k + 10], images[k : k + 2], captions[5 * k : 5 * k + 10]
         )
         for k in range(0, 10, 2)
@@ -74,24 +74,24 @@ def test_five_folds_are_consecutive_and_averaged():
     for name, value in ours.items():
         assert value == pytest.approx(np.mean([part[name] for part in parts]))
     with pytest.raises(ValueError, match="not 9; use full"):
-        metrics.protocol_metrics(scores[:9], images[:9], captions, "5fold")
+        ranking.protocol_metrics(scores[:9], images[:9], captions, "5fold")
 
 
 def test_folds_are_index_pairs():
     images, captions = np.array([4, 2, 9, 7, 1]), np.array([9, 4, 2, 7, 1, 4])
     found = [
         (np.arange(5)[rows].tolist(), np.arange(6)[columns].tolist())
-        for rows, columns in metrics.folds(images, captions, "5fold")
+        for rows, columns in ranking.folds(images, captions, "5fold")
     ]
     assert found == [([0], [1, 5]), ([1], [2]), ([2], [0]), ([3], [3]), ([4], [4])]
-    [(rows, columns)] = metrics.folds(images, captions, "full")
+    [(rows, columns)] = ranking.folds(images, captions, "full")
     assert len(images[rows]) == 5 and len(captions[columns]) == 6
     with pytest.raises(ValueError, match="'7fold' is not known; use full or 5fold"):
-        list(metrics.folds(images, captions, "7fold"))
+        list(ranking.folds(images, captions, "7fold"))
 
 
 def test_metrics_of_ranks_by_hand():
-    found = metrics.rank_metrics(np.array([0.0, 7.0]), np.array([0.0, 0.0, 3.0, 30.0]))
+    found = ranking.rank_metrics(np.array([0.0, 7.0]), np.array([0.0, 0.0, 3.0, 30.0]))
     assert [found[f"i2t/r{k}"] for k in (1, 5, 10)] == [50, 50, 100]
     assert [found[f"t2i/r{k}"] for k in (1, 5, 10)] == [50, 75, 75]
     assert found["rsum"] == 400 and found["t2i/mean_rank"] == 9.25
@@ -101,12 +101,12 @@ def test_a_score_that_is_not_finite_is_named():
     scores = np.zeros((2, 3))
     scores[1, 2] = np.nan
     with pytest.raises(ValueError, match=r"query 1 \(image 8\) with target 2 \(image 8\) is nan"):
-        metrics.ranks(scores, np.array([7, 8]), np.array([7, 7, 8]))
+        ranking.ranks(scores, np.array([7, 8]), np.array([7, 7, 8]))
 
 
 def test_a_query_without_a_positive_is_named():
     with pytest.raises(ValueError, match="query 0.*image 9"):
-        metrics.ranks(np.zeros((1, 2)), np.array([9]), np.array([1, 2]))
+        ranking.ranks(np.zeros((1, 2)), np.array([9]), np.array([1, 2]))
 
 
 def test_ndcg_by_hand():
@@ -115,5 +115,5 @@ def test_ndcg_by_hand():
     expected = (gains[0] / np.log2(2) + gains[1] / np.log2(3)) / (
         gains[1] / np.log2(2) + gains[0] / np.log2(3)
     )
-    assert metrics.ndcg(relevance, np.array([2, 1, 0])) == pytest.approx(expected)
-    assert metrics.ndcg(np.zeros(3), np.array([2, 1, 0])) == 0
+    assert ranking.ndcg(relevance, np.array([2, 1, 0])) == pytest.approx(expected)
+    assert ranking.ndcg(np.zeros(3), np.array([2, 1, 0])) == 0

@@ -28,8 +28,8 @@ from absl import logging
 
 from data_pipeline.errors import DataError
 from xmodal_jax.errors import UserError
+from xmodal_jax.metrics.ranking import PROTOCOLS, protocol_metrics
 from xmodal_jax.results import short_names
-from xmodal_jax.retrieval.metrics import PROTOCOLS, protocol_metrics
 from xmodal_jax.workdir import has_checkpoint, read_config, write_json
 
 # Standard deviations further apart than this are warned of.

@@ -22,12 +22,12 @@ from xmodal_jax.evaluators.encoding import Encoder
 from xmodal_jax.evaluators.pointing import PointingEvaluator
 from xmodal_jax.evaluators.reranking import RerankingEvaluator
 from xmodal_jax.evaluators.retrieval import RetrievalEvaluator, check_scoring
+from xmodal_jax.metrics.ranking import PROTOCOLS
 from xmodal_jax.models import build_model, pretrained
 from xmodal_jax.models.batch import batch_spec
 from xmodal_jax.models.bert import BertConfig
 from xmodal_jax.models.teran import Teran
 from xmodal_jax.partition_presets import preset_rules
-from xmodal_jax.retrieval.metrics import PROTOCOLS
 
 
 @dataclasses.dataclass(frozen=True)

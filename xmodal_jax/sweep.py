@@ -36,7 +36,7 @@ from ml_collections import config_flags
 
 from xmodal_jax import results, run_record
 from xmodal_jax.errors import UserError
-from xmodal_jax.retrieval.metrics import PROTOCOLS
+from xmodal_jax.metrics.ranking import PROTOCOLS
 from xmodal_jax.scoring import evaluation_path, scoring_name
 
 # What the sweep itself says to its members.

@@ -16,9 +16,9 @@ from tqdm import tqdm
 from xmodal_jax import partitioning
 from xmodal_jax.evaluators.encoding import Batches, Encoder
 from xmodal_jax.evaluators.retrieval import RetrievalEvaluator
+from xmodal_jax.metrics.ranking import folds, mean_metrics, rank_metrics, ranks
 from xmodal_jax.models.scorers import pair_scorer
 from xmodal_jax.ops.embeddings import Embeddings
-from xmodal_jax.retrieval.metrics import folds, mean_metrics, rank_metrics, ranks
 
 # Of a block's tokens, one item's for each pair. What a scorer makes of them is some times as large.
 _BLOCK_BYTES = 2**26

@@ -12,12 +12,12 @@ from tqdm import tqdm
 from xmodal_jax import partitioning
 from xmodal_jax.errors import UserError
 from xmodal_jax.evaluators.encoding import Batches, Encoded, Encoder
+from xmodal_jax.metrics.ranking import protocol_metrics
 from xmodal_jax.models.scorers import pair_scorer
 from xmodal_jax.ops import packing
 from xmodal_jax.ops.alignment import pooled_score, score_matrix
 from xmodal_jax.ops.embeddings import Embeddings
 from xmodal_jax.ops.packing import PackedCaptions
-from xmodal_jax.retrieval.metrics import protocol_metrics
 
 SCORES = ("model", "pooled")
 
@@ -71,7 +71,7 @@ class RetrievalEvaluator:
         progress: bool = False,
         alignment: tuple[str, bool] | None = None,
     ) -> None:
-        """Args: the batches of a split, a protocol of retrieval.metrics, a prefix of the names.
+        """Args: the batches of a split, a protocol of metrics.ranking, a prefix of the names.
 
         score: "model", the model's own; "pooled", the dot product of the pooled vectors.
         alignment: the model's; with it captions are packed where their score allows that.
