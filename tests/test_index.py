@@ -226,6 +226,20 @@ def test_mistakes_leave_what_was_there(teran, tmp_path):
     assert not (tmp_path / "j").exists()
 
 
+def test_a_build_that_fails_or_is_killed_is_no_index(teran, tmp_path):
+    def parts():
+        yield images(teran, 4)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Index.build(tmp_path / "i", teran, parts())
+    assert not (tmp_path / "i").exists()
+    # What is left of it does not come in the way.
+    index = Index.build(tmp_path / "i", teran, [images(teran, 3)])
+    assert len(index) == 3 and len(Index.open(tmp_path / "i", teran, verify=True)) == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["i"]
+
+
 def test_an_empty_index_finds_nothing(teran, tmp_path):
     index = Index.build(tmp_path / "i", teran)
     assert len(index) == 0 and index.query_text(SENTENCE).hits == []

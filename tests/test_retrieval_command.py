@@ -140,7 +140,11 @@ def test_mistakes_are_named(made, index_words, tmp_path, capsys):
     words[1] = str(tmp_path / "j")
     assert "no dataset 'other'" in fails(*["other" if w == "scenes" else w for w in words])
     assert "'val'" in fails(*words, "--split", "val")
-    assert not (tmp_path / "j" / "manifest.json").exists()
+    assert not (tmp_path / "j").exists()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").touch()
+    words[1] = str(tmp_path / "full")
+    assert f"{tmp_path / 'full'} is not empty; give another directory" in fails(*words)
     words[3] = str(tmp_path / "nowhere")
     assert "is not an export" in fails(*words)
 

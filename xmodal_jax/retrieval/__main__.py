@@ -44,9 +44,8 @@ def _collection(args: argparse.Namespace, model: export.ExportedModel) -> Any:
     return Collection(dataset, args.split, model, {"dataset": args.dataset})
 
 
-def _add(index: Index, parts: Iterator[Part], total: int) -> None:
-    with tqdm(total=total, desc="index", unit=" items", disable=None) as bar:
-        index.add(parts, bar.update)
+def _bar(total: int, what: str) -> tqdm:
+    return tqdm(total=total, desc=what, unit=" items", disable=None)
 
 
 def _parts(collection: Any, side: str) -> tuple[Iterator[Part], int]:
@@ -61,7 +60,7 @@ def _fit(index: Index, collection: Any = None) -> None:
     if collection is not None:
         other = collection.captions() if index.side == "images" else collection.images()
         asked = jax.tree.map(lambda x: x[:_ASKED], next(other).embeddings)
-    with tqdm(total=len(index), desc="first stage", unit=" items", disable=None) as bar:
+    with _bar(len(index), "first stage") as bar:
         about = fitting.fit_first_stage(index, asked, on_done=bar.update)
     print(
         f"first stage ({about['name']}): {100 * about['recall']:.1f} % of the exact ten best are "
@@ -79,15 +78,17 @@ def index(args: argparse.Namespace) -> None:
     model = export.load(args.model)
     collection = _collection(args, model)
     parts, total = _parts(collection, args.side)
-    made = Index.build(
-        args.index,
-        model,
-        side=args.side,
-        store=args.store,
-        model_path=args.model,
-        pictures=args.pictures or "",
-    )
-    _add(made, parts, total)
+    with _bar(total, "index") as bar:
+        made = Index.build(
+            args.index,
+            model,
+            parts,
+            side=args.side,
+            store=args.store,
+            model_path=args.model,
+            pictures=args.pictures or "",
+            on_stored=bar.update,
+        )
     _report(made)
     if made.kind != "vector" and len(made) >= _WORTH_FITTING:
         _fit(made, collection)
@@ -105,7 +106,8 @@ def add(args: argparse.Namespace) -> None:
     """Adds a split to an index."""
     made = Index.open(args.index)
     parts, total = _parts(_collection(args, made.model), made.side)
-    _add(made, parts, total)
+    with _bar(total, "add") as bar:
+        made.add(parts, bar.update)
     _report(made)
 
 

@@ -122,10 +122,12 @@ class Index:
         mesh: Any = None,
         on_stored: Callable[[int], object] = lambda count: None,
     ) -> "Index":
-        """Makes an index. Call `fit_first_stage` when it has become large.
+        """Makes an index, which is there when all parts are in it.
+
+        When it is large, `fitting.fit_first_stage` makes its searches fast.
 
         Args:
-          directory: must not hold an index.
+          directory: must not exist, or be empty.
           model: encoded the parts, and encodes what is asked.
           parts: items with their embeddings; see `add`.
           side: what the items are, images or captions.
@@ -148,9 +150,9 @@ class Index:
             "fingerprint": model.fingerprint,
             "pictures": str(Path(pictures).absolute()) if pictures else "",
         }
-        index = cls(Store.create(Path(directory), about), model, mesh)
-        index.add(parts, on_stored)
-        return index
+        with Store.create_aside(Path(directory), about) as aside:
+            cls(aside, model, mesh).add(parts, on_stored)
+        return cls(Store.open(Path(directory)), model, mesh)
 
     @classmethod
     def open(

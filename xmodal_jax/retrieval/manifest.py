@@ -98,13 +98,13 @@ def check_files(directory: Path, files: dict[str, dict[str, Any]], *, contents: 
 
 
 @contextlib.contextmanager
-def only_writer(directory: Path) -> Iterator[None]:
-    """Holds the lock of an index; the system frees it when the process ends, however it does.
+def only_writer(directory: Path, name: str = "lock") -> Iterator[None]:
+    """Holds a lock in a directory; the system frees it when the process ends, however it does.
 
     Raises:
       UserError: another process writes to the index.
     """
-    descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = os.open(directory / name, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -11,6 +11,7 @@ that a writer that is killed leaves the index as it was, or as it was to become.
 """
 
 import contextlib
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,20 @@ from xmodal_jax.retrieval import manifest
 from xmodal_jax.retrieval.items import Item
 from xmodal_jax.retrieval.shards import ArrayFiles, Shard, write_directory
 from xmodal_jax.retrieval.table import Arrays, Table
+
+_BUILDING = "building"
+
+
+def _taken(directory: Path) -> str:
+    return f"{directory} holds an index already; add to it, or give another directory"
+
+
+def _check_free(directory: Path) -> None:
+    """UserError unless there is nothing in a directory, or no directory."""
+    if (directory / manifest.NAME).exists():
+        raise UserError(_taken(directory))
+    if directory.exists() and any(directory.iterdir()):
+        raise UserError(f"{directory} is not empty; give another directory")
 
 
 class Store:
@@ -44,11 +59,29 @@ class Store:
         content = {"about": dict(about), "next": 0, "shards": [], "removed": {}, "first_stage": {}}
         with manifest.only_writer(directory):
             if (directory / manifest.NAME).exists():
-                raise UserError(
-                    f"{directory} holds an index already; add to it, or give another directory"
-                )
+                raise UserError(_taken(directory))
             manifest.write(directory, content)
         return cls(directory, manifest.read(directory))
+
+    @classmethod
+    @contextlib.contextmanager
+    def create_aside(cls, directory: Path, about: Mapping[str, Any]) -> Iterator["Store"]:
+        """An empty one that takes its place when the block ends, whole; UserError where one is."""
+        _check_free(directory)
+        aside = directory.with_name(directory.name + ".partial")
+        aside.mkdir(parents=True, exist_ok=True)
+        with manifest.only_writer(aside, _BUILDING):
+            # What a builder left that was killed.
+            for path in aside.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path)
+                elif path.name != _BUILDING:
+                    path.unlink()
+            yield cls.create(aside, about)
+            _check_free(directory)
+            (aside / _BUILDING).unlink()
+            aside.rename(directory)
+            manifest.sync(directory.parent)
 
     @classmethod
     def open(cls, directory: Path, *, verify: bool = False) -> "Store":
