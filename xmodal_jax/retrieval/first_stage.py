@@ -59,12 +59,9 @@ class FirstStage:
     centre: np.ndarray
 
     @classmethod
-    def fit(
-        cls, kind: str, side: str, sample: Embeddings, words: np.ndarray, features: int
-    ) -> "FirstStage":
-        """Of some of an index's items and [n, D] words that it may be asked."""
-        name = "pooled" if kind == "pair" else "lemur"
-        codes: Codes = PooledCodes() if name == "pooled" else lemur.fit(words, features=features)
+    def fit(cls, codes: Codes, side: str, sample: Embeddings) -> "FirstStage":
+        """Of some of an index's items."""
+        name = "pooled" if isinstance(codes, PooledCodes) else "lemur"
         stage = cls(name, side, codes, np.zeros(0, np.float32))
         return dataclasses.replace(stage, centre=stage._items(sample).mean(axis=0))
 

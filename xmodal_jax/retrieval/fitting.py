@@ -8,7 +8,8 @@ import numpy as np
 
 from xmodal_jax.errors import UserError
 from xmodal_jax.ops.embeddings import Embeddings
-from xmodal_jax.retrieval.first_stage import FirstStage, sample_words
+from xmodal_jax.retrieval import lemur
+from xmodal_jax.retrieval.first_stage import Codes, FirstStage, PooledCodes, sample_words
 from xmodal_jax.retrieval.index import Index, Query
 from xmodal_jax.retrieval.lemur import FEATURES, WORDS
 
@@ -51,8 +52,7 @@ def fit_first_stage(
     with index.store.writing():
         index.reload()
         sample = index.stored(_drawn(index, _ROWS, rng))
-        words = _words(index, sample, asked, seed)
-        stage = FirstStage.fit(index.kind, index.side, sample, words, features)
+        stage = FirstStage.fit(_codes(index, sample, asked, features), index.side, sample)
         codes = []
         for rows in index.store.shard_rows():
             parts = []
@@ -89,15 +89,16 @@ def _drawn(index: Index, most: int, rng: np.random.Generator) -> np.ndarray:
     return np.sort(rng.choice(rows, min(most, len(rows)), replace=False))
 
 
-def _words(index: Index, sample: Embeddings, asked: Embeddings | None, seed: int) -> np.ndarray:
-    """[n, D] words to fit on: those that are asked, and where they are few the items' own."""
+def _codes(index: Index, sample: Embeddings, asked: Embeddings | None, features: int) -> Codes:
+    """Fitted on the words that are asked, and where those are few on the items' own vectors."""
     if index.kind == "pair":
-        return np.zeros((0, 1), np.float32)
-    own = sample_words([sample], WORDS, seed)
-    if asked is None or index.side == "captions":
-        return own
-    given = sample_words([asked], WORDS, seed)
-    return np.concatenate([given, own[: WORDS - len(given)]])
+        return PooledCodes()
+    words = sample_words([sample], WORDS)
+    if asked is not None and index.side == "images":
+        given = sample_words([asked], WORDS)
+        words = np.concatenate([given, words[: WORDS - len(given)]])
+    average = (index.model.model.alignment or ("",))[0] == "MrAVGw"
+    return lemur.fit(words, features=features, average=average)
 
 
 def _queries(
