@@ -204,9 +204,11 @@ def test_mistakes_leave_what_was_there(teran, tmp_path):
         (twice, "the index has an item 'i4' already"),
         (broken, "the embeddings of 'i5' are not finite"),
     ):
+        before = len(index)
         with pytest.raises(UserError, match=message):
             index.add([images(teran, 1, 100 + len(index)), part])
         # The part before it stays.
+        assert len(index.items()) == len(index) == before + 1
         index = Index.open(tmp_path / "i", teran, verify=True)
         assert index.item(f"i{100 + len(index) - 1}")
     assert len(index) == 7

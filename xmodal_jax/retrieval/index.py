@@ -240,14 +240,16 @@ class Index:
         with self.store.writing():
             self.reload()
             ids = set(self._table.row_of)
-            for part in parts:
-                part.check(ids)
-                codes = self._stage.item_codes(part.embeddings) if self._stage else {}
-                self.store.append(part.items, self._arrays(part), codes)
-                ids.update(item.id for item in part.items)
-                added += len(part.items)
-                on_stored(len(part.items))
-        self.reload()
+            try:
+                for part in parts:
+                    part.check(ids)
+                    codes = self._stage.item_codes(part.embeddings) if self._stage else {}
+                    self.store.append(part.items, self._arrays(part), codes)
+                    ids.update(item.id for item in part.items)
+                    added += len(part.items)
+                    on_stored(len(part.items))
+            finally:
+                self.reload()
         return added
 
     def _arrays(self, part: Part) -> dict[str, np.ndarray]:
