@@ -146,7 +146,7 @@ def score_matrix(
         if kind == "pair":
             longest = max(images.mask.shape[1], words)
             per_caption = images.mask.shape[0] * longest * images.tokens.shape[-1]
-        chunk = max(1, min(count, devices * _NUMBERS_PER_BLOCK // max(per_caption, 1)))
+        chunk = min(count, captions_at_once(per_caption, devices))
 
     @jax.checkpoint
     def block(part: Embeddings) -> jax.Array:
@@ -155,15 +155,20 @@ def score_matrix(
 
     if chunk >= count:
         return block(captions)
-    blocks = -(-count // chunk)
-    padding = blocks * chunk - count
-
-    def split(x: jax.Array) -> jax.Array:
-        padded = jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1))
-        return padded.reshape((blocks, chunk, *x.shape[1:]))
-
-    scores = jax.lax.map(block, jax.tree.map(split, captions))
+    scores = jax.lax.map(block, jax.tree.map(lambda x: split_rows(x, chunk), captions))
     return jnp.moveaxis(scores, 0, 1).reshape(images.mask.shape[0], -1)[:, :count]
+
+
+def captions_at_once(numbers: int, devices: int = 1) -> int:
+    """Captions of a block, of which each caption takes so many numbers on all devices together."""
+    return max(1, devices * _NUMBERS_PER_BLOCK // max(numbers, 1))
+
+
+def split_rows(x: jax.Array, size: int) -> jax.Array:
+    """[N, ...] -> [blocks, size, ...], the last block filled up with zeros."""
+    blocks = -(-x.shape[0] // size)
+    padded = jnp.pad(x, [(0, blocks * size - x.shape[0])] + [(0, 0)] * (x.ndim - 1))
+    return padded.reshape((blocks, size, *x.shape[1:]))
 
 
 def draw_candidates(
