@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from tests.test_mining import loss_and_gradients
+from tests.tiny_models import build, one_device_mesh, random_batch, run_steps, tiny_config
 from xmodal_jax import partitioning
 from xmodal_jax.errors import UserError
+from xmodal_jax.objective import Objective
 from xmodal_jax.ops.alignment import alignment_score, score_matrix
 from xmodal_jax.ops.embeddings import Embeddings
 from xmodal_jax.ops.fused_alignment import fused_scores
@@ -187,3 +190,60 @@ def test_what_the_kernel_cannot_do_is_named():
         UserError, match="no room for 8 images of 104 regions 8192 wide: .*use auto"
     ):
         fused_scores(*wide, mode="MrSw")
+
+
+@pytest.mark.parametrize(
+    ("mode", "changes"),
+    [
+        ("MrSw", {"loss.kind": "hinge"}),
+        ("MrAVGw", {"loss.kind": "hinge", "loss.sum_steps": 5}),
+        ("MrSw", {"loss.kind": "info_nce"}),
+    ],
+    ids=["mined", "sum", "info_nce"],
+)
+def test_losses_and_their_gradients_are_those_of_the_plain_scorer(mode, changes):
+    config = tiny_config("teran", scorer="fused", **{"model.alignment": mode}, **changes)
+    batch = random_batch(config)
+    found, gradients = loss_and_gradients(config, batch)
+    config.scorer = "pairs"
+    expected, others = loss_and_gradients(config, batch)
+    assert expected > 0
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    jax.tree.map(close, gradients, others)
+
+
+def test_steps_on_a_mesh_are_those_of_the_plain_scorer_on_one_device():
+    config = tiny_config("teran", scorer="fused", **{"loss.kind": "info_nce"})
+    found, _ = run_steps(config, partitioning.make_mesh())
+    config.scorer = "pairs"
+    expected, _ = run_steps(config, one_device_mesh())
+    for name in ("loss", "grad_norm"):
+        ours, theirs = ([float(step[name]) for step in steps] for steps in (found, expected))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    ours, theirs = found[0]["gradients"], expected[0]["gradients"]
+    assert np.linalg.norm(ours - theirs) < 1e-5 * np.linalg.norm(theirs) > 0
+
+
+@pytest.mark.parametrize(
+    ("variant", "changes", "said"),
+    [
+        ("scan_t2i", {}, "as teran and chan; matcher is not, use auto"),
+        ("tern", {}, "as teran and chan; teran is not, use auto"),
+        ("teran", {"model.alignment": "symm"}, "no alignment mode 'symm', only MrSw and MrAVGw"),
+    ],
+)
+def test_models_that_are_scored_otherwise_are_named(variant, changes, said):
+    config = tiny_config(variant, scorer="fused", **changes)
+    with pytest.raises(UserError, match=said) as error:
+        Objective(build(config), config, mask_id=1)
+    assert "\n" not in str(error.value)
+
+
+def test_a_gpu_has_no_such_kernel(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    config = tiny_config("teran", scorer="fused")
+    with pytest.raises(
+        UserError, match="a kernel for TPUs, and interpreted on CPUs; this is a gpu"
+    ):
+        Objective(build(config), config, mask_id=1)
