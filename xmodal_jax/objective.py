@@ -21,8 +21,8 @@ from xmodal_jax.ops.alignment import (
     pooled_score,
     score_matrix,
 )
+from xmodal_jax.ops.best_regions import MODES, best_region_scores, check_mode
 from xmodal_jax.ops.embeddings import Embeddings
-from xmodal_jax.ops.fused_alignment import check_mode, fused_scores
 
 Params = Any
 SCORERS = ("auto", "pairs", "mined", "fused")
@@ -213,10 +213,18 @@ class Objective:
 
     def _all_scores(self, score: PairScorer, images: Embeddings, captions: Embeddings) -> jax.Array:
         """The model's scores of all pairs, in the way of `config.scorer`."""
-        if self._config.scorer != "fused":
+        scorer, alignment = self._config.scorer, self._model.alignment
+        if scorer == "pairs" or alignment is None or alignment[0] not in MODES:
             return self._matrix(score, images, captions, self._model.kind)
-        mode, fill_zero = self._model.alignment
-        return fused_scores(images, captions, mode=mode, fill_zero=fill_zero, mesh=self._mesh)
+        return best_region_scores(
+            images,
+            captions,
+            mode=alignment[0],
+            fill_zero=alignment[1],
+            chunk=self._config.loss.chunk,
+            mesh=self._mesh,
+            fused=scorer == "fused",
+        )
 
     def _matrix(
         self, score: PairScorer, images: Embeddings, captions: Embeddings, kind: str

@@ -1,4 +1,4 @@
-"""The fused kernel, interpreted, against numpy loops and the plain scorer; lowered for TPUs."""
+"""Scores by best regions, in blocks and by the interpreted kernel, against loops and pairs."""
 
 import functools
 
@@ -14,12 +14,13 @@ from xmodal_jax import partitioning
 from xmodal_jax.errors import UserError
 from xmodal_jax.objective import Objective
 from xmodal_jax.ops.alignment import alignment_score, score_matrix
+from xmodal_jax.ops.best_regions import best_region_scores
 from xmodal_jax.ops.embeddings import Embeddings
-from xmodal_jax.ops.fused_alignment import fused_scores
 
 # Images, captions, regions, words, width.
 SHAPES = [(3, 5, 7, 6, 64), (9, 4, 1, 33, 64), (5, 130, 4, 1, 24), (2, 3, 36, 33, 1024)]
 REAL = (128, 128, 36, 32, 1024)
+FUSED = pytest.mark.parametrize("fused", [False, True], ids=["blocks", "fused"])
 
 
 def random_arrays(shape, seed=0):
@@ -86,18 +87,21 @@ def slopes_and_value(function, images, captions, slope):
 @pytest.mark.parametrize("fill_zero", [False, True])
 @pytest.mark.parametrize("mode", ["MrSw", "MrAVGw"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_scores_equal_loops(shape, mode, fill_zero, x64):
+@FUSED
+def test_scores_equal_loops(fused, shape, mode, fill_zero, x64):
     arrays = random_arrays(shape)
-    found = fused_scores(*embeddings(arrays), mode=mode, fill_zero=fill_zero)
+    options = dict(mode=mode, fill_zero=fill_zero, fused=fused, chunk=2)
+    found = best_region_scores(*embeddings(arrays), **options)
     np.testing.assert_allclose(found, loops(arrays, mode, fill_zero), atol=1e-12)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_gradients_equal_loops(shape, x64):
+@FUSED
+def test_gradients_equal_loops(fused, shape, x64):
     arrays = random_arrays(shape)
     slope = np.random.default_rng(1).normal(size=shape[:2])
-    fused = functools.partial(fused_scores, mode="MrSw")
-    _, *found = slopes_and_value(fused, *embeddings(arrays), slope)
+    ours = functools.partial(best_region_scores, mode="MrSw", fused=fused)
+    _, *found = slopes_and_value(ours, *embeddings(arrays), slope)
     for ours, expected in zip(found, loop_gradients(arrays, slope), strict=True):
         np.testing.assert_allclose(ours, expected, atol=1e-12)
 
@@ -105,13 +109,14 @@ def test_gradients_equal_loops(shape, x64):
 @pytest.mark.parametrize("fill_zero", [False, True])
 @pytest.mark.parametrize("mode", ["MrSw", "MrAVGw"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_scores_and_gradients_equal_those_of_the_plain_scorer(dtype, mode, fill_zero):
+@FUSED
+def test_scores_and_gradients_equal_those_of_the_pair_scorer(fused, dtype, mode, fill_zero):
     images, captions = embeddings(random_arrays(SHAPES[0]), dtype)
     slope = np.random.default_rng(1).normal(size=SHAPES[0][:2])
     pair = functools.partial(alignment_score, mode=mode, fill_zero=fill_zero)
     plain = functools.partial(score_matrix, pair)
-    fused = functools.partial(fused_scores, mode=mode, fill_zero=fill_zero)
-    found = slopes_and_value(fused, images, captions, slope)
+    ours = functools.partial(best_region_scores, mode=mode, fill_zero=fill_zero, fused=fused)
+    found = slopes_and_value(ours, images, captions, slope)
     expected = slopes_and_value(plain, images, captions, slope)
     assert found[0].dtype == jnp.float32
     np.testing.assert_allclose(found[0], expected[0], atol=1e-6)
@@ -124,17 +129,19 @@ def test_scores_and_gradients_equal_those_of_the_plain_scorer(dtype, mode, fill_
         )
 
 
-def test_a_long_image_has_numbers_that_need_more_than_a_byte(x64):
+@FUSED
+def test_a_long_image_has_numbers_that_need_more_than_a_byte(fused, x64):
     arrays = random_arrays((2, 3, 200, 4, 8))
-    fused = functools.partial(fused_scores, mode="MrSw")
+    ours = functools.partial(best_region_scores, mode="MrSw", fused=fused)
     slope = np.ones((2, 3))
-    scores, *found = slopes_and_value(fused, *embeddings(arrays), slope)
+    scores, *found = slopes_and_value(ours, *embeddings(arrays), slope)
     np.testing.assert_allclose(scores, loops(arrays, "MrSw", False), atol=1e-12)
     for ours, expected in zip(found, loop_gradients(arrays, slope), strict=True):
         np.testing.assert_allclose(ours, expected, atol=1e-12)
 
 
-def test_eight_devices_split_the_images(x64):
+@FUSED
+def test_eight_devices_split_the_images(fused, x64):
     shape = (16, 5, 7, 6, 64)
     arrays = random_arrays(shape)
     slope = np.random.default_rng(1).normal(size=shape[:2])
@@ -143,8 +150,8 @@ def test_eight_devices_split_the_images(x64):
     images, captions = embeddings(arrays)
     images = jax.tree.map(lambda x: jax.device_put(x, rows), images)
     captions = jax.tree.map(lambda x: jax.device_put(x[:4], rows), captions)
-    fused = functools.partial(fused_scores, mode="MrSw", mesh=mesh)
-    scores, *found = slopes_and_value(fused, images, captions, slope[:, :4])
+    ours = functools.partial(best_region_scores, mode="MrSw", mesh=mesh, fused=fused)
+    scores, *found = slopes_and_value(ours, images, captions, slope[:, :4])
     arrays[2:] = [x[:4] for x in arrays[2:]]
     assert {shard.data.shape for shard in scores.addressable_shards} == {(4, 4)}
     np.testing.assert_allclose(scores, loops(arrays, "MrSw", False), atol=1e-12)
@@ -163,7 +170,8 @@ def value_and_gradients(regions, region_mask, words, word_mask):
     def total(regions, words):
         images = Embeddings(regions, region_mask, None)
         captions = Embeddings(words, word_mask, None)
-        return jnp.sum(fused_scores(images, captions, mode="MrSw", interpret=False))
+        options = dict(mode="MrSw", fused=True, interpret=False)
+        return jnp.sum(best_region_scores(images, captions, **options))
 
     return jax.value_and_grad(total, (0, 1))(regions, words)
 
@@ -181,28 +189,45 @@ def test_it_is_lowered_for_tpus(dtype):
         assert order not in text
 
 
+def test_a_block_of_captions_meets_all_images_at_a_time():
+    regions, region_mask, words, word_mask = real_inputs("float32", batch=64)
+
+    def total(regions, words):
+        images, captions = (
+            Embeddings(regions, region_mask, None),
+            Embeddings(words, word_mask, None),
+        )
+        return jnp.sum(best_region_scores(images, captions, mode="MrSw", chunk=4) ** 2)
+
+    region_mask, word_mask = (jnp.ones(x.shape, bool) for x in (region_mask, word_mask))
+    compiled = jax.jit(jax.grad(total, (0, 1))).lower(regions, words).compile()
+    all_pairs = 64 * 64 * 36 * 32 * 4
+    inputs = 64 * (36 + 32) * 1024 * 4
+    assert compiled.memory_analysis().temp_size_in_bytes < inputs + all_pairs / 4
+
+
 def test_what_the_kernel_cannot_do_is_named():
     images, captions = embeddings(random_arrays(SHAPES[0]))
     with pytest.raises(UserError, match="no alignment mode 'symm', only MrSw and MrAVGw; use auto"):
-        fused_scores(images, captions, mode="symm")
+        best_region_scores(images, captions, mode="symm")
     wide = embeddings(random_arrays((2, 2, 100, 2, 8192)), jnp.float32)
     with pytest.raises(
         UserError, match="no room for 8 images of 104 regions 8192 wide: .*use auto"
     ):
-        fused_scores(*wide, mode="MrSw")
+        best_region_scores(*wide, mode="MrSw", fused=True)
 
 
 @pytest.mark.parametrize(
-    ("mode", "changes"),
+    ("scorer", "mode", "changes"),
     [
-        ("MrSw", {"loss.kind": "hinge"}),
-        ("MrAVGw", {"loss.kind": "hinge", "loss.sum_steps": 5}),
-        ("MrSw", {"loss.kind": "info_nce"}),
+        ("fused", "MrSw", {"loss.kind": "hinge"}),
+        ("auto", "MrAVGw", {"loss.kind": "hinge", "loss.sum_steps": 5}),
+        ("auto", "MrSw", {"loss.kind": "info_nce"}),
     ],
     ids=["mined", "sum", "info_nce"],
 )
-def test_losses_and_their_gradients_are_those_of_the_plain_scorer(mode, changes):
-    config = tiny_config("teran", scorer="fused", **{"model.alignment": mode}, **changes)
+def test_losses_and_their_gradients_are_those_of_pairs(scorer, mode, changes):
+    config = tiny_config("teran", scorer=scorer, **{"model.alignment": mode}, **changes)
     batch = random_batch(config)
     found, gradients = loss_and_gradients(config, batch)
     config.scorer = "pairs"
@@ -213,7 +238,7 @@ def test_losses_and_their_gradients_are_those_of_the_plain_scorer(mode, changes)
     jax.tree.map(close, gradients, others)
 
 
-def test_steps_on_a_mesh_are_those_of_the_plain_scorer_on_one_device():
+def test_steps_on_a_mesh_are_those_of_pairs_on_one_device():
     config = tiny_config("teran", scorer="fused", **{"loss.kind": "info_nce"})
     found, _ = run_steps(config, partitioning.make_mesh())
     config.scorer = "pairs"
