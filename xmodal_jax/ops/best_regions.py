@@ -110,7 +110,7 @@ def _backward(
     if how.mesh is not None:
         # By hand, and not by XLA, so that the words' gradients are summed over devices only once.
         gather = jax.shard_map(
-            _summed(functools.partial(_gather, how)),
+            gather,
             mesh=how.mesh,
             in_specs=(_ROWS, _WHOLE, _WHOLE, PartitionSpec(None, "data"), _ROWS),
             out_specs=(_ROWS, _WHOLE),
@@ -122,16 +122,6 @@ def _backward(
 
 
 _scores.defvjp(_forward, _backward)
-
-
-def _summed(
-    gather: Callable[..., tuple[jax.Array, jax.Array]],
-) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    def run(*arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
-        of_regions, of_words = gather(*arrays)
-        return of_regions, jax.lax.psum(of_words, "data")
-
-    return run
 
 
 def _gather(
@@ -156,7 +146,8 @@ def _gather(
     parts = _blocks(how, regions, words, valid, jnp.moveaxis(best, 2, 0), slope.T)
     start = jnp.zeros(regions.shape, slope.dtype)
     of_regions, of_words = jax.lax.scan(block, start, parts)
-    return of_regions, _joined(of_words, words.shape[0])
+    of_words = _joined(of_words, words.shape[0])
+    return of_regions, of_words if how.mesh is None else jax.lax.psum(of_words, "data")
 
 
 def _find(how: _How, *arrays: jax.Array, save: bool) -> tuple[jax.Array, ...]:
