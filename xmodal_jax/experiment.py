@@ -165,6 +165,7 @@ class Experiment:
             **common,
         )
         prefix = c.split + "/"
+        figures = self.dataset.info.metadata["splits"][c.split]
         check_scoring(c.score, c.rerank_top_k, self.model.kind)
         staged = c.rerank_top_k > 0 or c.score == "pooled"
         if staged and self.model.kind != "vector" and self.config.loss.pooled_weight <= 0:
@@ -184,6 +185,7 @@ class Experiment:
                 protocol=c.protocol,
                 prefix=prefix,
                 progress=progress,
+                items=figures["images"] + figures["captions"],
             )
         ]
         if c.pointing:

@@ -44,10 +44,9 @@ class PointingEvaluator:
     def run(self, params: Any) -> Iterator[tuple[str, float]]:
         """Yields `pointing`, the percentage of linked words with the right region."""
         images = self._encoder.images(params, self._image_batches)
-        captions = self._encoder.captions(params, self._caption_batches)
         every, row_of = _by_image_id(images)
         hits, count = 0, 0
-        for block, rows in zip(captions.blocks, captions.rows, strict=True):
+        for block, rows in self._encoder.caption_blocks(params, self._caption_batches):
             own = np.array([row_of.get(int(image), 0) for image in rows["image_id"]])
             best = partitioning.fetch(
                 _best_regions(jax.tree.map(lambda x, r=own: x[r], every), block)
