@@ -1,0 +1,63 @@
+"""Where the right targets of a query stand, and the figures that follow from that.
+
+Equal scores have no order: a figure that depends on one is its mean over all orders of the equal
+targets (McSherry & Najork, ECIR 2008), computed in closed form. A rank is the expected rank of
+`ranking`.
+"""
+
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Standing:
+    """Of the P positives of one query, best first.
+
+    above: [P] targets with a higher score; tied: [P] targets of the same score, itself included.
+    """
+
+    above: np.ndarray
+    tied: np.ndarray
+
+    @classmethod
+    def of(cls, ordered: np.ndarray, scores: np.ndarray) -> "Standing":
+        """ordered: [T] the scores of all targets, ascending; scores: [P] of the positives."""
+        scores = np.sort(scores)[::-1]
+        right = np.searchsorted(ordered, scores, side="right")
+        left = np.searchsorted(ordered, scores, side="left")
+        return cls(len(ordered) - right, right - left)
+
+    def rank(self) -> float:
+        """Expected 0-based rank of the first positive."""
+        own = np.count_nonzero(self.above == self.above[0])
+        # k positives and t negatives in random order: t / (k + 1) negatives precede the first one.
+        return float(self.above[0] + (self.tied[0] - own) / (own + 1))
+
+    def _groups(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """[G] of each set of equal scores with positives: above, size, positives, those before."""
+        above, first, own = np.unique(self.above, return_index=True, return_counts=True)
+        return above, self.tied[first], own, np.cumsum(own) - own
+
+    def r_precision(self) -> float:
+        """Share of positives among the first P."""
+        count = len(self.above)
+        above, size, own, _ = self._groups()
+        return float(np.sum(own * np.clip(count - above, 0, size) / size) / count)
+
+    def average_precision_at_r(self) -> float:
+        """mAP@R of one query (Musgrave et al., ECCV 2020): precision at the positives of the first P.
+
+        Its sum is divided by P, whether or not the positives are all among the first P.
+        """
+        count = len(self.above)
+        if self.tied.max() == 1:
+            found = self.above < count
+            return float(np.sum((np.arange(count) + 1)[found] / (self.above[found] + 1)) / count)
+        total = 0.0
+        for above, size, own, before in zip(*self._groups(), strict=True):
+            place = np.arange(1, max(0, min(size, count - above)) + 1)
+            # Of the other own - 1 positives, so many stand before this place on average.
+            others = (place - 1) * (own - 1) / max(size - 1, 1)
+            total += np.sum(own / size * (before + 1 + others) / (above + place))
+        return float(total / count)
