@@ -19,7 +19,6 @@ from xmodal_jax.metrics.judgements import Judgements, by_ids
 
 SETS = ("eccv", "cxc")
 _REMEDY = 'pip install "eccv-caption>=0.1,<0.2"'
-_CAPTIONS = 5  # of an image; a further one is in no list
 
 
 def _data_directory() -> Path:
@@ -37,19 +36,18 @@ def _lists(name: str) -> dict[int, list[int]]:
 
 @dataclasses.dataclass(frozen=True)
 class CocoTest:
-    """COCO's test images and captions by their ids, as columns of a collection.
+    """COCO's test images and captions in the order of a collection.
 
-    rows: [5000] of the images; columns: [25000] of their first five captions.
-    image_ids, caption_ids: COCO's ids of these, in the same order.
+    image_ids: [I] COCO's ids; caption_ids: [C] COCO's ids of the captions that are in the lists.
+    columns: [C] of these captions in the collection.
     """
 
-    rows: np.ndarray
-    columns: np.ndarray
     image_ids: np.ndarray
     caption_ids: np.ndarray
+    columns: np.ndarray
 
     def judgements(self, name: str) -> dict[str, Judgements]:
-        """Of both directions, "i2t" and "t2i"; name: eccv, cxc or original."""
+        """Of both directions, "i2t" and "t2i", over `columns`; name: eccv, cxc or original."""
         i2t, t2i = (_lists(f"{name}_{sides}") for sides in ("image_to_caption", "caption_to_image"))
         return {
             "i2t": by_ids(i2t, self.image_ids, self.caption_ids),
@@ -86,24 +84,18 @@ def coco_test(image_ids: np.ndarray, caption_rows: np.ndarray) -> CocoTest:
     captions: dict[int, list[int]] = {}
     for caption in wanted.tolist():
         captions.setdefault(image_of[caption][0], []).append(caption)
-    row_of = {int(image): row for row, image in enumerate(image_ids)}
-    if missing := [image for image in captions if image not in row_of]:
+    if differing := set(captions) ^ set(image_ids.tolist()):
         raise UserError(
-            f"{len(missing):,} of COCO's {len(captions):,} test images are not here, such as "
-            f"{missing[0]}; corrected ground truth is for that split (Karpathy's)"
+            f"corrected ground truth is for COCO's {len(captions):,} test images (Karpathy's "
+            f"split); {len(differing):,} images are only here or only there, such as "
+            f"{min(differing)}"
         )
-    columns_of: dict[int, list[int]] = {}
-    for column, row in enumerate(caption_rows.tolist()):
-        columns_of.setdefault(row, []).append(column)
-    columns, ids = [], []
-    for image, own in captions.items():
-        here = columns_of.get(row_of[image], [])[:_CAPTIONS]
-        if len(here) < len(own):
-            raise UserError(
-                f"COCO's image {image} has {len(here)} captions here, not {len(own)}; build the "
-                "split with all of them"
-            )
-        columns += here
-        ids += own
-    rows = np.array([row_of[image] for image in captions])
-    return CocoTest(rows, np.array(columns), np.array(list(captions)), np.array(ids))
+    left = {image: iter(own) for image, own in captions.items()}
+    ids = np.array([next(left[int(image_ids[row])], -1) for row in caption_rows], np.int64)
+    if missing := set(wanted.tolist()) - set(ids.tolist()):
+        raise UserError(
+            f"{len(missing)} captions of COCO's test images are not here, such as one of image "
+            f"{image_of[min(missing)][0]}; build the split with all of them"
+        )
+    columns = np.flatnonzero(ids >= 0)  # A sixth caption of an image is in no list.
+    return CocoTest(image_ids, ids[columns], columns)

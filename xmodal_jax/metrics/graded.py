@@ -23,6 +23,26 @@ def gains(relevance: np.ndarray) -> np.ndarray:
     return np.power(relevance.dtype.type(2), np.ascontiguousarray(relevance)) - one
 
 
+def ndcg(relevance: np.ndarray, order: np.ndarray, at: int = NDCG_AT) -> float:
+    """NDCG of one query whose targets have an order.
+
+    Args:
+      relevance: [T] graded relevance of the targets.
+      order: [T] or [>= at] targets, best first.
+      at: depth.
+
+    Returns:
+      DCG over that of the ideal order; 0 where nothing is relevant.
+    """
+
+    def dcg(values: np.ndarray) -> float:
+        top = values[:at]
+        return float(np.sum(gains(top) / discounts(len(top))))
+
+    ideal = dcg(np.sort(relevance)[::-1])
+    return dcg(relevance[order[:at]]) / ideal if ideal > 0 else 0.0
+
+
 def ideal_dcg(relevance: np.ndarray, at: int = NDCG_AT) -> np.ndarray:
     """[Q] the highest DCG that each row of relevances [Q, T] allows."""
     at = min(at, relevance.shape[1])

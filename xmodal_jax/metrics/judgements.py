@@ -15,33 +15,41 @@ class Judgements:
     queries: [J] rows that are judged, ascending; the others do not count.
     targets: [N] columns, those of the first judged query first.
     starts: [J + 1] where the columns of each judged query begin.
+    listed: [J] positives of each judged query; more than it has columns where some are not in the
+      collection, so that they are never found.
     """
 
     queries: np.ndarray
     targets: np.ndarray
     starts: np.ndarray
+    listed: np.ndarray
 
     def __len__(self) -> int:
         return len(self.queries)
 
-    def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
+    def __iter__(self) -> Iterator[tuple[int, np.ndarray, int]]:
+        """Each judged query with its columns and the number of its positives."""
         for k, query in enumerate(self.queries):
-            yield int(query), self.targets[self.starts[k] : self.starts[k + 1]]
-
-    def counts(self) -> np.ndarray:
-        """[J] positives of each judged query."""
-        return np.diff(self.starts)
+            columns = self.targets[self.starts[k] : self.starts[k + 1]]
+            yield int(query), columns, int(self.listed[k])
 
 
-def of_lists(queries: Sequence[int], targets: Sequence[np.ndarray]) -> Judgements:
-    """Judgements of the columns of each row; a row without any is not judged."""
-    kept = [k for k in np.argsort(queries, kind="stable") if len(targets[k])]
-    columns = [np.unique(targets[k]) for k in kept]
+def of_lists(
+    queries: Sequence[int], targets: Sequence[np.ndarray], listed: Sequence[int] | None = None
+) -> Judgements:
+    """Judgements of the columns of each row; a row without any is not judged.
+
+    listed: positives of each row, if some of them are no column.
+    """
+    columns = [np.unique(own) for own in targets]
     sizes = [len(own) for own in columns]
+    listed = sizes if listed is None else listed
+    kept = [k for k in np.argsort(queries, kind="stable") if sizes[k]]
     return Judgements(
         np.array([queries[k] for k in kept], np.int64),
-        np.concatenate([*columns, np.zeros(0, np.int64)]).astype(np.int64),
-        np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
+        np.concatenate([*(columns[k] for k in kept), np.zeros(0, np.int64)]).astype(np.int64),
+        np.concatenate([[0], np.cumsum([sizes[k] for k in kept])]).astype(np.int64),
+        np.array([listed[k] for k in kept], np.int64),
     )
 
 
@@ -66,9 +74,8 @@ def same_image(query_ids: np.ndarray, target_ids: np.ndarray) -> Judgements:
         )
     starts = np.concatenate([[0], np.cumsum(right - left)])
     within = np.arange(starts[-1]) - np.repeat(starts[:-1], right - left)
-    return Judgements(
-        np.arange(len(query_ids)), order[np.repeat(left, right - left) + within], starts
-    )
+    columns = order[np.repeat(left, right - left) + within]
+    return Judgements(np.arange(len(query_ids)), columns, starts, right - left)
 
 
 def by_ids(
@@ -76,23 +83,27 @@ def by_ids(
 ) -> Judgements:
     """Judgements from lists of ids; queries that are not listed are not judged.
 
+    A right target that is no column is never found, but counts: ECCV Caption lists two of them.
+
     Args:
       positives: the ids of the right targets by the id of a query.
       query_ids: [Q] id of each row; target_ids: [T] id of each column.
 
     Raises:
-      UserError: a right target of a query is no column, so that the query cannot be judged.
+      UserError: none of the right targets of a query is a column.
     """
     column = {int(target): k for k, target in enumerate(target_ids)}
-    rows, lists = [], []
+    rows, lists, listed = [], [], []
     for row, query in enumerate(query_ids):
-        if (own := positives.get(int(query))) is None:
+        if not (own := set(positives.get(int(query), ()))):
             continue
-        if missing := [target for target in own if int(target) not in column]:
+        found = [column[target] for target in own if target in column]
+        if not found:
             raise UserError(
-                f"query {int(query)} is right with {int(missing[0])}, which is not among the "
-                f"{len(target_ids)} targets; give the whole split"
+                f"none of the right targets of query {int(query)} is among the {len(target_ids)} "
+                "targets; give the whole split"
             )
         rows.append(row)
-        lists.append(np.array([column[int(target)] for target in own], np.int64))
-    return of_lists(rows, lists)
+        lists.append(np.array(found, np.int64))
+        listed.append(len(own))
+    return of_lists(rows, lists, listed)

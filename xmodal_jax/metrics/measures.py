@@ -1,6 +1,6 @@
 """One pass over a score matrix: for every query, all that the figures of a report need.
 
-The scores of each query are sorted once; ranks and precisions under any number of judgements, graded
+The scores of each query are sorted once; ranks and precisions under several judgements, graded
 relevances and the best targets all come from that.
 """
 
@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from xmodal_jax.errors import UserError
 from xmodal_jax.metrics.graded import NDCG_AT, expected_dcg, ideal_dcg
 from xmodal_jax.metrics.judgements import Judgements
 from xmodal_jax.metrics.precision import Standing
@@ -46,23 +45,6 @@ class Measured:
     top_scores: np.ndarray
 
 
-def check_finite(scores: np.ndarray, query_ids: np.ndarray, target_ids: np.ndarray) -> None:
-    """Raises a UserError that names the first pair [Q, T] whose score is not finite, if any is."""
-    size = max(1, _BLOCK_SCORES // max(1, scores.shape[1]))
-    count, first = 0, None
-    for start in range(0, len(scores), size):
-        bad = np.argwhere(~np.isfinite(scores[start : start + size]))
-        if len(bad) and first is None:
-            first = bad[0] + [start, 0]
-        count += len(bad)
-    if first is not None:
-        q, t = first
-        raise UserError(
-            f"score of query {q} (image {query_ids[q]}) with target {t} (image {target_ids[t]}) "
-            f"is {scores[q, t]}; {count} scores are not finite"
-        )
-
-
 def _blocks(rows: int, columns: int) -> Iterator[slice]:
     size = max(1, _BLOCK_SCORES // columns)
     return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
@@ -78,26 +60,30 @@ def measure(
     """Measures the queries of a score matrix [Q, T], which may be a transposed view.
 
     Args:
-      scores: finite; see `check_finite`.
+      scores: finite; see `ranking.check_finite`.
       judgements: by name.
       relevances: [Q, T] each, by name; may be transposed views.
       top: how many of the best targets of each query are kept.
     """
     relevances = relevances or {}
     count, columns = scores.shape
-    top, depth = min(top, columns), min(max(top, NDCG_AT), columns)
+    top = min(top, columns)
     ndcg = {name: np.empty(count) for name in relevances}
     best = np.empty((count, top), np.int64)
-    positives = {name: dict(iter(judged)) for name, judged in judgements.items()}
+    positives = {
+        name: {query: (columns, listed) for query, columns, listed in judged}
+        for name, judged in judgements.items()
+    }
     standings: dict[str, list[Standing]] = {name: [] for name in judgements}
     for rows in _blocks(count, columns):
         block = np.ascontiguousarray(scores[rows])
         ordered = np.sort(block, axis=1)
         for k, (row, own) in enumerate(zip(block, ordered, strict=True), rows.start):
-            best[k] = _best(row, own[-depth], top)
-            for name, targets in positives.items():
-                if (found := targets.get(k)) is not None:
-                    standings[name].append(Standing.of(own, row[found]))
+            best[k] = _best(row, own[-top], top)
+            for name, right in positives.items():
+                if k in right:
+                    targets, listed = right[k]
+                    standings[name].append(Standing.of(own, row[targets], listed))
         for name, relevance in relevances.items():
             part = np.ascontiguousarray(relevance[rows])
             lowest = ordered[:, -min(NDCG_AT, columns)]
@@ -107,7 +93,7 @@ def measure(
 
 
 def _best(row: np.ndarray, lowest: Any, top: int) -> np.ndarray:
-    """[top] columns with the highest scores; lowest: the score of one that is not among them."""
+    """[top] columns with the highest scores; lowest: the lowest of these."""
     among = np.flatnonzero(row >= lowest)
     return among[np.argsort(-row[among], kind="stable")[:top]]
 

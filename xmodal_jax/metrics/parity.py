@@ -9,20 +9,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from xmodal_jax.metrics.graded import NDCG_AT, discounts, gains
+from xmodal_jax.metrics.graded import ndcg
 from xmodal_jax.metrics.judgements import Judgements
 from xmodal_jax.metrics.ranking import RECALL_AT, summary
-
-
-def ordered_ndcg(relevance: np.ndarray, order: np.ndarray, at: int = NDCG_AT) -> float:
-    """NDCG of one query: relevance [T] of the targets, order: [>= at] targets, best first."""
-
-    def dcg(values: np.ndarray) -> float:
-        top = values[:at]
-        return float(np.sum(gains(top) / discounts(len(top))))
-
-    ideal = dcg(np.sort(relevance)[::-1])
-    return dcg(relevance[order[:at]]) / ideal if ideal > 0 else 0.0
 
 
 def parity_metrics(
@@ -42,12 +31,12 @@ def parity_metrics(
     for side, scores in (("i2t", i2t), ("t2i", t2i)):
         ranks = np.empty(len(scores))
         values = {name: np.empty(len(scores)) for name in relevances}
-        for query, positives in judgements[side]:
+        for query, positives, _ in judgements[side]:
             order = np.argsort(np.ascontiguousarray(scores[query]))[::-1]
             ranks[query] = np.flatnonzero(np.isin(order, positives))[0]
             for name, relevance in relevances.items():
                 own = relevance[:, query] if side == "i2t" else relevance[query]
-                values[name][query] = ordered_ndcg(np.ascontiguousarray(own), order)
+                values[name][query] = ndcg(np.ascontiguousarray(own), order)
         out |= {f"{side}/{name}": value for name, value in summary(ranks).items()}
         for name, found in values.items():
             counted = found[found != 0] if side == "i2t" else found

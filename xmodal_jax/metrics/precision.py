@@ -15,18 +15,20 @@ class Standing:
     """Of the P positives of one query, best first.
 
     above: [P] targets with a higher score; tied: [P] targets of the same score, itself included.
+    listed: R, how many positives the query has; more than P where some are in no list of targets.
     """
 
     above: np.ndarray
     tied: np.ndarray
+    listed: int
 
     @classmethod
-    def of(cls, ordered: np.ndarray, scores: np.ndarray) -> "Standing":
+    def of(cls, ordered: np.ndarray, scores: np.ndarray, listed: int) -> "Standing":
         """ordered: [T] the scores of all targets, ascending; scores: [P] of the positives."""
         scores = np.sort(scores)[::-1]
         right = np.searchsorted(ordered, scores, side="right")
         left = np.searchsorted(ordered, scores, side="left")
-        return cls(len(ordered) - right, right - left)
+        return cls(len(ordered) - right, right - left, listed)
 
     def rank(self) -> float:
         """Expected 0-based rank of the first positive."""
@@ -40,20 +42,22 @@ class Standing:
         return above, self.tied[first], own, np.cumsum(own) - own
 
     def r_precision(self) -> float:
-        """Share of positives among the first P."""
-        count = len(self.above)
+        """Share of positives among the first R."""
+        count = self.listed
         above, size, own, _ = self._groups()
         return float(np.sum(own * np.clip(count - above, 0, size) / size) / count)
 
     def average_precision_at_r(self) -> float:
-        """mAP@R of one query (Musgrave et al., ECCV 2020): precision at the positives of the first P.
+        """mAP@R (Musgrave et al., ECCV 2020): the precisions at the positives among the first R.
 
-        Its sum is divided by P, whether or not the positives are all among the first P.
+        Their sum is divided by R, however many positives are among the first R.
         """
-        count = len(self.above)
+        count = self.listed
         if self.tied.max() == 1:
             found = self.above < count
-            return float(np.sum((np.arange(count) + 1)[found] / (self.above[found] + 1)) / count)
+            return float(
+                np.sum((np.arange(len(found)) + 1)[found] / (self.above[found] + 1)) / count
+            )
         total = 0.0
         for above, size, own, before in zip(*self._groups(), strict=True):
             place = np.arange(1, max(0, min(size, count - above)) + 1)
