@@ -143,13 +143,13 @@ def test_parity_leaves_out_images_without_relevance():
     scores = np.array([[3.0, 2.0], [1.0, 4.0]])
     ids = np.arange(2)
     relevance = np.array([[0.0, 0.5], [0.0, 1.0]])  # no caption is relevant to image 0
-    judged = {"i2t": same_image(ids, ids), "t2i": same_image(ids, ids)}
-    found = parity_metrics(scores, scores.T, judged, {"rouge": relevance})
+    found = parity_metrics("i2t", scores, same_image(ids, ids), {"rouge": relevance.T})
+    found |= parity_metrics("t2i", scores.T, same_image(ids, ids), {"rouge": relevance})
     order = graded.ndcg(relevance[:, 1], np.array([1, 0]))
     assert found["i2t/ndcg_rouge"] == order == 1
     # Caption 0 finds image 0 first, of no relevance, then image 1.
     assert found["t2i/ndcg_rouge"] == pytest.approx((1 / np.log2(3) + 1) / 2, **EXACT)
-    assert found["rsum"] == 600
+    assert found["i2t/r1"] == found["t2i/r1"] == 100
 
 
 def test_hubness_by_hand():

@@ -39,14 +39,14 @@ def test_the_reference_s_own_evaluation(golden, case):
     own = np.repeat(ids, 5)
     relevances = {"rouge": run["rel_rougeL"], "spice": run["rel_spice"]}
     judgements = {"i2t": same_image(ids, own), "t2i": same_image(own, ids)}
-    parity = parity_metrics(scores, scores.T, judgements, relevances)
+    turned = {k: v.T for k, v in relevances.items()}
+    parity = parity_metrics("i2t", scores, judgements["i2t"], turned)
+    parity |= parity_metrics("t2i", scores.T, judgements["t2i"], relevances)
     names = ("r1", "r5", "r10", "median_rank", "mean_rank", "ndcg_rouge", "ndcg_spice")
     for side in ("i2t", "t2i"):
         assert [parity[f"{side}/{k}"] for k in names] == pytest.approx(run[side], **EXACT)
     # Without equal scores the honest ranks are the same ones, and so are the best targets.
-    i2t = measure(
-        scores, {"own": judgements["i2t"]}, {k: v.T for k, v in relevances.items()}, top=1
-    )
+    i2t = measure(scores, {"own": judgements["i2t"]}, turned, top=1)
     t2i = measure(scores.T, {"own": judgements["t2i"]}, relevances, top=50)
     assert i2t.found["own"].rank.tolist() == run["i2t_ranks"].tolist()
     assert t2i.found["own"].rank.tolist() == run["t2i_ranks"].tolist()

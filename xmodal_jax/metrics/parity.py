@@ -11,35 +11,32 @@ import numpy as np
 
 from xmodal_jax.metrics.graded import ndcg
 from xmodal_jax.metrics.judgements import Judgements
-from xmodal_jax.metrics.ranking import RECALL_AT, summary
+from xmodal_jax.metrics.ranking import summary
 
 
 def parity_metrics(
-    i2t: np.ndarray,
-    t2i: np.ndarray,
-    judgements: Mapping[str, Judgements],
+    side: str,
+    scores: np.ndarray,
+    judgements: Judgements,
     relevances: Mapping[str, np.ndarray],
 ) -> dict[str, float]:
-    """Recalls, ranks, NDCG and rsum of both directions as the reference computes them.
+    """Recalls, ranks and NDCG (0..1) of one direction as the reference computes them.
 
     Args:
-      i2t: [I, C] scores; t2i: [C, I].
-      judgements: "i2t" and "t2i".
-      relevances: [C, I] by name.
+      side: "i2t" or "t2i".
+      scores: [Q, T] of that direction.
+      judgements: of every query.
+      relevances: [Q, T] by name.
     """
-    out: dict[str, float] = {}
-    for side, scores in (("i2t", i2t), ("t2i", t2i)):
-        ranks = np.empty(len(scores))
-        values = {name: np.empty(len(scores)) for name in relevances}
-        for query, positives, _ in judgements[side]:
-            order = np.argsort(np.ascontiguousarray(scores[query]))[::-1]
-            ranks[query] = np.flatnonzero(np.isin(order, positives))[0]
-            for name, relevance in relevances.items():
-                own = relevance[:, query] if side == "i2t" else relevance[query]
-                values[name][query] = ndcg(np.ascontiguousarray(own), order)
-        out |= {f"{side}/{name}": value for name, value in summary(ranks).items()}
-        for name, found in values.items():
-            counted = found[found != 0] if side == "i2t" else found
-            out[f"{side}/ndcg_{name}"] = float(np.mean(counted)) if len(counted) else 0.0
-    out["rsum"] = sum(out[f"{side}/r{k}"] for side in ("i2t", "t2i") for k in RECALL_AT)
+    ranks = np.empty(len(scores))
+    values = {name: np.empty(len(scores)) for name in relevances}
+    for query, positives, _ in judgements:
+        order = np.argsort(np.ascontiguousarray(scores[query]))[::-1]
+        ranks[query] = np.flatnonzero(np.isin(order, positives))[0]
+        for name, relevance in relevances.items():
+            values[name][query] = ndcg(np.ascontiguousarray(relevance[query]), order)
+    out = {f"{side}/{name}": value for name, value in summary(ranks).items()}
+    for name, found in values.items():
+        counted = found[found != 0] if side == "i2t" else found
+        out[f"{side}/ndcg_{name}"] = float(np.mean(counted)) if len(counted) else 0.0
     return out

@@ -59,9 +59,9 @@ class Standing:
                 np.sum((np.arange(len(found)) + 1)[found] / (self.above[found] + 1)) / count
             )
         total = 0.0
-        for above, size, own, before in zip(*self._groups(), strict=True):
-            place = np.arange(1, max(0, min(size, count - above)) + 1)
+        for start, size, own, before in zip(*self._groups(), strict=True):
+            place = np.arange(1, max(0, min(size, count - start)) + 1)
             # Of the other own - 1 positives, so many stand before this place on average.
             others = (place - 1) * (own - 1) / max(size - 1, 1)
-            total += np.sum(own / size * (before + 1 + others) / (above + place))
+            total += np.sum(own / size * (before + 1 + others) / (start + place))
         return float(total / count)
