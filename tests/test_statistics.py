@@ -16,6 +16,11 @@ def one_figure(values, images=None, fold=None):
     return statistics.clustered([np.asarray(values, float)], [images], fold)
 
 
+def p_value(first, second, images=None, **options):
+    values = [one_figure(x, images).contributions() for x in (first, second)]
+    return statistics.paired_test(values[1] - values[0], **options)
+
+
 def test_a_figure_is_the_mean_of_the_means_of_the_folds():
     data = one_figure([1, 2, 3, 10, 20], [0, 0, 1, 2, 3], [0, 0, 1, 1])
     assert data.means() == pytest.approx([(2 + 15) / 2], **EXACT)
@@ -64,9 +69,9 @@ def test_p_values_of_few_images_are_exact():
     seen = abs(differences.sum())
     signs = list(itertools.product((1, -1), repeat=6))
     expected = np.mean([abs(np.dot(s, differences)) >= seen - 1e-9 for s in signs])
-    found = statistics.paired_test(one_figure(first), one_figure(second))
+    found = p_value(first, second)
     assert found == pytest.approx([expected], **EXACT)
-    assert statistics.paired_test(one_figure(first), one_figure(first)) == [1]
+    assert p_value(first, first) == [1]
 
 
 def test_drawn_p_values_come_near_the_exact_ones():
@@ -74,7 +79,7 @@ def test_drawn_p_values_come_near_the_exact_ones():
     differences = rng.normal(0.3, 1, 14)
     signs = np.array(list(itertools.product((1, -1), repeat=14)))
     exact = np.mean(np.abs(signs @ differences) >= abs(differences.sum()) - 1e-9)
-    found = statistics.paired_test(one_figure(np.zeros(14)), one_figure(differences))
+    found = p_value(np.zeros(14), differences)
     assert found[0] == pytest.approx(exact, abs=0.01) and 0.01 < exact < 0.5
 
 
@@ -85,8 +90,7 @@ def test_equal_runs_are_called_different_as_seldom_as_promised():
     for seed in range(2000):
         # What both get right depends on the image far more than on the caption.
         own = np.repeat(rng.normal(size=(2, 40)), 5, axis=1) + 0.1 * rng.normal(size=(2, 200))
-        pair = [one_figure(values, images) for values in own]
-        p.append(statistics.paired_test(*pair, permutations=400, seed=seed)[0])
+        p.append(p_value(*own, images, permutations=400, seed=seed)[0])
     # Three standard errors about 0.05.
     assert np.mean(np.array(p) < 0.05) == pytest.approx(0.05, abs=0.015)
 

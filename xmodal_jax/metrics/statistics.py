@@ -37,9 +37,13 @@ class Clustered:
             out[own] = 1 / (len(folds) * np.maximum(self.counts[own].sum(axis=0), 1))
         return out
 
+    def contributions(self) -> np.ndarray:
+        """[I, M] what each image adds to each figure."""
+        return self.sums * self.weights()
+
     def means(self) -> np.ndarray:
         """[M] the figures."""
-        return (self.sums * self.weights()).sum(axis=0)
+        return self.contributions().sum(axis=0)
 
 
 def clustered(
@@ -89,19 +93,16 @@ def interval(drawn: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.nda
 
 
 def paired_test(
-    first: Clustered,
-    second: Clustered,
-    *,
-    permutations: int = PERMUTATIONS,
-    seed: int = 0,
+    differences: np.ndarray, *, permutations: int = PERMUTATIONS, seed: int = 0
 ) -> np.ndarray:
     """Two-sided p-values [M] that two runs differ, by randomisation (Fisher; Smucker et al., 2007).
+
+    differences: [I, M] what each image adds to the difference of each figure.
 
     Were the runs alike, the values of an image could as well be exchanged. The p-value is the share
     of such exchanges that make a difference at least as large; of few images all exchanges are gone
     through, of many some are drawn, and the given one is counted as one of them.
     """
-    differences = (second.sums - first.sums) * second.weights()
     # An image where both are equal changes nothing.
     differences = differences[np.any(differences != 0, axis=1)]
     count = len(differences)
