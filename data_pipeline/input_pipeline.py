@@ -210,6 +210,31 @@ def caption_batches(
     _report_truncated(truncated, repr(split), max_tokens)
 
 
+class Texts(NamedTuple):
+    """A split for a reader, in `index` order: I images and C captions.
+
+    image_id: [I]; file_names: I; captions: C; caption_image_id: [C].
+    """
+
+    image_id: np.ndarray
+    file_names: list[str]
+    captions: list[str]
+    caption_image_id: np.ndarray
+
+
+def texts(builder: tfds.core.DatasetBuilder, split: str) -> Texts:
+    """File names and captions of a split, in the order of `image_batches` and `caption_batches`."""
+    found = Texts(np.zeros(0, np.int64), [], [], np.zeros(0, np.int64))
+    ids, counts = [], []
+    for record in _in_order(builder, split, ("image_id", "file_name", "captions")):
+        ids.append(record["image_id"])
+        counts.append(len(record["captions"]))
+        found.file_names.append(record["file_name"].decode("utf-8"))
+        found.captions.extend(caption.decode("utf-8") for caption in record["captions"])
+    images = np.array(ids, np.int64)
+    return found._replace(image_id=images, caption_image_id=np.repeat(images, counts))
+
+
 def links(builder: tfds.core.DatasetBuilder, split: str) -> Links:
     """The known word-to-region links of a split (none in most datasets), in caption order."""
     rows = [np.zeros((0, 4), np.int64)]

@@ -28,6 +28,7 @@ LAYERS = [
     ["evaluators", "export"],
     ["experiment", "command_line", "retrieval", "visualize"],
     ["report"],
+    ["run_report"],
     ["train", "evaluate", "results", "ensemble"],
     ["main", "sweep"],
 ]
