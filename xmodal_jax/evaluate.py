@@ -74,7 +74,8 @@ def evaluate(config: Any, workdir: Path) -> dict[str, float]:
     print(f"{split} split, protocol {protocol}, parameters of step {step}")
     print(f"model of kind {kind}, {describe(scoring)}")
     print(render(report))
-    print(more_lines(values))
+    if "pointing" in values:
+        print(f"words whose best region is the true one: {values['pointing']:.1f} %")
     content = {"step": step, "split": split, "protocol": protocol, "kind": kind}
     content |= {"scoring": scoring, "metrics": values}
     write_json(evaluation_path(workdir, split, protocol, scoring), content)
@@ -86,13 +87,6 @@ def short_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
     """Those of a report that training logs too; the others are in the report."""
     names = [f"{side}/{name}" for side in SIDES for name in (*_RECALLS, *_RANKS)]
     return {name: metrics[name] for name in (*names, "rsum")}
-
-
-def more_lines(values: Mapping[str, float]) -> str:
-    """What evaluators beside retrieval found."""
-    if "pointing" in values:
-        return f"words whose best region is the true one: {values['pointing']:.1f} %"
-    return ""
 
 
 def export(config: Any, workdir: Path) -> None:

@@ -59,7 +59,8 @@ class References:
         state = np.full(len(self._by_length), np.iinfo(kind).max, kind)
         for active, column in zip(self._active, self._columns, strict=True):
             own = state[:active]
-            hit = own & table.take(column)
+            # The numbers are in range; not to check that again is twice as fast.
+            hit = own & table.take(column, mode="clip")
             own[:] = (own + hit) | (own - hit)
         found = np.empty(len(state), np.int64)
         used = kind((1 << len(candidate)) - 1)
