@@ -170,11 +170,23 @@ def _evaluate(args: argparse.Namespace) -> None:
         print(f"written to {args.out}; open {args.out / 'report.html'}")
 
 
+def _short(paths: Sequence[Path]) -> list[str]:
+    """The paths without what all of them begin and end with."""
+    parts = [path.absolute().parts for path in paths]
+    while len(parts) > 1 and min(map(len, parts)) > 1 and len({own[0] for own in parts}) == 1:
+        parts = [own[1:] for own in parts]
+    while len(parts) > 1 and min(map(len, parts)) > 1 and len({own[-1] for own in parts}) == 1:
+        parts = [own[:-1] for own in parts]
+    return ["/".join(own) for own in parts]
+
+
 def _runs(args: argparse.Namespace) -> list[Run]:
     groups: dict[str, list[Path]] = {}
-    for path in args.reports:
-        name = path.absolute().parents[1].name if args.seeds else str(path)
-        groups.setdefault(name, []).append(path)
+    # With seeds a report lies in RUN/SEED/REPORT.
+    named = [path.absolute().parents[1] if args.seeds else path for path in args.reports]
+    short = dict(zip(dict.fromkeys(named), _short(list(dict.fromkeys(named))), strict=True))
+    for path, whose in zip(args.reports, named, strict=True):
+        groups.setdefault(short[whose], []).append(path)
     for name, paths in groups.items():
         if len({path.resolve() for path in paths}) < len(paths):
             raise UserError(f"{name} is given twice; give each report once")

@@ -21,7 +21,6 @@ from xmodal_jax.report.content import (
     QueryTable,
     Report,
     clustered_values,
-    figure_name,
 )
 
 _CORRECTED = {
@@ -217,10 +216,11 @@ def _diagnostics(tables: Mapping[str, QueryTable], collection: Collection) -> di
     counts = {"i2t": len(collection.caption_image_ids), "t2i": len(collection.image_ids)}
     occurrences = {}
     for side, table in tables.items():
-        found = hubness(table.top, counts[side])
+        top = table.top[:, :TOP]
+        found = hubness(top, counts[side])
         occurrences[side] = found.occurrences
         out[f"{side}/hubs"] = {
-            "k": table.top.shape[1],
+            "k": top.shape[1],
             "skewness": found.skewness,
             "never_found": found.never,
             "most_found": [[int(t), int(found.occurrences[t])] for t in found.hubs],
@@ -236,6 +236,3 @@ def _diagnostics(tables: Mapping[str, QueryTable], collection: Collection) -> di
             "captions": bias.counts.tolist(),
         }
     return out
-
-
-__all__ = ["Options", "build_report", "figure_name", "make_figures"]

@@ -97,10 +97,11 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise UserError(f"{path} is missing; give scores as .npz or .npy")
     try:
-        with np.load(path, allow_pickle=False) as found:
+        found = np.load(path, allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            return {"scores": found}
+        with found:
             return {name: found[name] for name in found.files}
-    except AttributeError:  # a single array
-        return {"scores": np.load(path, allow_pickle=False)}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(
             f"{path} can't be read as .npz without pickles: {error}; save plain arrays"

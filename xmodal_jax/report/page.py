@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
+from xmodal_jax.metrics.diagnostics import hubness
+from xmodal_jax.metrics.measures import TOP
 from xmodal_jax.metrics.parts import SIDES
 from xmodal_jax.report import plots
 from xmodal_jax.report.comparison import Difference, Run
@@ -86,11 +86,10 @@ def _diagnostics(report: Report) -> str:
         "t2i": len(report.collection.image_ids),
     }
     occurrences = {
-        SIDE_TITLES[side]: np.bincount(report.tables[side].top.ravel(), minlength=counts[side])
+        SIDE_TITLES[side]: hubness(report.tables[side].top[:, :TOP], counts[side]).occurrences
         for side in SIDES
     }
-    k = report.tables["t2i"].top.shape[1]
-    drawn = [plots.occurrence_histogram(occurrences, k)]
+    drawn = [plots.occurrence_histogram(occurrences, found["t2i/hubs"]["k"])]
     sentences = []
     for side in SIDES:
         hubs = found[f"{side}/hubs"]
@@ -128,6 +127,11 @@ def _parity(report: Report) -> str:
     return f"{table_of(rows)}<p><small>{note}</small></p>"
 
 
+def _ends(differences: Sequence[Difference]) -> tuple[float, float]:
+    """Of an axis that has 0 and all the intervals on it."""
+    return min(0.0, *(d.low for d in differences)), max(0.0, *(d.high for d in differences))
+
+
 def render_comparison(runs: Sequence[Run], differences: Sequence[Difference]) -> str:
     """The page of a comparison."""
     rows, best = comparison_rows(runs, differences)
@@ -137,10 +141,10 @@ def render_comparison(runs: Sequence[Run], differences: Sequence[Difference]) ->
         "randomisation test by images, Holm-corrected over all rows below, p &lt; 0.05). ± is the "
         "standard deviation over seeds.</small></p><h2>Differences</h2>",
     ]
-    ends = (min(0.0, *(d.low for d in differences)), max(0.0, *(d.high for d in differences)))
     heads = ("figure", "run", "against", "difference", "95 % interval", "", "p (corrected)")
     lines = ["<tr>" + "".join(f"<th>{name}</th>" for name in heads) + "</tr>"]
     for d in differences:
+        ends = _ends([other for other in differences if other.figure == d.figure])
         texts = [d.figure, d.second, d.first, f"{d.value:+.2f}", f"[{d.low:+.2f}, {d.high:+.2f}]"]
         cells = "".join(f"<td>{html.escape(text)}</td>" for text in texts)
         bar = plots.interval_bar(d.low, d.value, d.high, ends)

@@ -8,12 +8,12 @@ import numpy as np
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 380, 220, 42, 34, 10
 
 
-def _svg(title: str, body: Sequence[str]) -> str:
+def _svg(title: str, body: Sequence[str], legend: Sequence[str] = ()) -> str:
     name = html.escape(title)
-    return (
-        f'<figure><figcaption>{name}</figcaption><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
-        f'aria-label="{name}">{"".join(body)}</svg></figure>'
-    )
+    keys = "".join(f'<i class="key k{k}"></i>{html.escape(n)} ' for k, n in enumerate(legend))
+    box = f'viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{name}"'
+    drawn = f"<svg {box}>{''.join(body)}</svg>"
+    return f"<figure><figcaption>{name} {keys}</figcaption>{drawn}</figure>"
 
 
 def _text(x: float, y: float, text: str, anchor: str = "middle") -> str:
@@ -36,15 +36,6 @@ def _frame(highest: float, unit: str, label: str) -> list[str]:
     return out
 
 
-def _legend(names: Sequence[str]) -> list[str]:
-    out = []
-    for k, name in enumerate(names):
-        y = _TOP + 12 + 15 * k
-        out.append(f'<rect class="c{k}" x="{_LEFT + 10}" y="{y - 8}" width="10" height="10"/>')
-        out.append(_text(_LEFT + 26, y + 1, name, "start"))
-    return out
-
-
 def recall_curve(ranks: Mapping[str, np.ndarray], deepest: int = 100) -> str:
     """Recall in percent at 1 .. deepest, by the name of a direction and its 0-based ranks."""
     body = _frame(100, "", "results looked at")
@@ -58,7 +49,7 @@ def recall_curve(ranks: Mapping[str, np.ndarray], deepest: int = 100) -> str:
             f"{place(k):.1f},{_y(r, 100):.1f}" for k, r in zip(at, recall, strict=True)
         )
         body.append(f'<polyline class="line c{n}" points="{points}"/>')
-    return _svg("Recall at k", [*body, *_legend(list(ranks))])
+    return _svg("Recall at k", body, list(ranks))
 
 
 def bars(
@@ -79,7 +70,7 @@ def bars(
                 f'<rect class="c{n}" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" '
                 f'height="{_HEIGHT - _BOTTOM - y:.1f}"><title>{tip}</title></rect>'
             )
-    return _svg(title, [*body, *(_legend(list(groups)) if len(groups) > 1 else [])])
+    return _svg(title, body, list(groups) if len(groups) > 1 else ())
 
 
 def rank_histogram(ranks: Mapping[str, np.ndarray]) -> str:

@@ -19,6 +19,8 @@ small,figcaption,.about dt{color:var(--soft)}
 svg text{font-size:10px;fill:var(--soft)}.grid{stroke:var(--rule)}.range{stroke:var(--ink)}
 .c0{fill:var(--c0)}.c1{fill:var(--c1)}.line{fill:none;stroke-width:2}
 .line.c0{stroke:var(--c0)}.line.c1{stroke:var(--c1)}svg.interval{width:120px;height:14px}
+.key{display:inline-block;width:.7em;height:.7em;margin:0 .3em 0 .6em}
+.k0{background:var(--c0)}.k1{background:var(--c1)}
 .best{font-weight:700}
 .failure{border:1px solid var(--rule);border-radius:6px;padding:.6rem;margin:.6rem 0}
 .failure small{display:block}.failure ol{display:flex;flex-wrap:wrap;gap:.5rem;padding-left:1.2rem}
