@@ -23,7 +23,7 @@ sorted by descending confidence, then padding, which is 0 wherever the mask is F
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any, NamedTuple
@@ -198,6 +198,31 @@ def caption_batches(
         for record in _in_order(builder, split, _CAPTION_FIELDS)
         for number, caption in enumerate(record["captions"])
     )
+    truncated = yield from _tokenized(rows, tokenizer, batch_size, max_tokens)
+    _report_truncated(truncated, repr(split), max_tokens)
+
+
+def text_batches(
+    texts: Sequence[str],
+    image_ids: np.ndarray,
+    *,
+    tokenizer: Tokenizer,
+    batch_size: int,
+    max_tokens: int,
+) -> Iterator[Batch]:
+    """Any texts as `caption_batches` makes them, each of an image; numbered as they come."""
+    ids = image_ids.tolist()
+    rows = ((ids[k], k, 0, text) for k, text in enumerate(texts))
+    yield from _tokenized(rows, tokenizer, batch_size, max_tokens)
+
+
+def _tokenized(
+    rows: Iterator[tuple[int, int, int, str]],
+    tokenizer: Tokenizer,
+    batch_size: int,
+    max_tokens: int,
+) -> Generator[Batch, None, int]:
+    """Batches of image_id, caption_id, caption_number and text; returns how many were cut."""
     truncated = 0
     while group := list(islice(rows, batch_size)):
         *numbers, captions = zip(*group, strict=True)
@@ -207,7 +232,7 @@ def caption_batches(
         batch = dict(zip(names, np.array(numbers, np.int64), strict=True))
         batch |= {"tokens": encoded.ids, "token_mask": encoded.mask, "offsets": encoded.offsets}
         yield filled(batch, batch_size)
-    _report_truncated(truncated, repr(split), max_tokens)
+    return truncated
 
 
 class Texts(NamedTuple):

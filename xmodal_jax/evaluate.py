@@ -10,6 +10,9 @@ from xmodal_jax import export as export_lib
 from xmodal_jax.checkpoint import Checkpointer
 from xmodal_jax.distributed import is_main
 from xmodal_jax.errors import UserError
+from xmodal_jax.evaluators.outcomes import Outcome, means
+from xmodal_jax.evaluators.pointing import PointingEvaluator
+from xmodal_jax.evaluators.probes import ProbeEvaluator
 from xmodal_jax.evaluators.retrieval import RetrievalEvaluator
 from xmodal_jax.experiment import Experiment
 from xmodal_jax.metrics.parts import SIDES, metrics_of_parts
@@ -62,20 +65,19 @@ def evaluate(config: Any, workdir: Path) -> dict[str, float]:
     about |= {"model": config.model.name, "kind": kind, "scoring": describe(scoring)}
     about |= {"data": config.data.name, "split": split, "protocol": protocol}
     directory = report_path(workdir, split, protocol, scoring)
-    report = None
-    if is_main():
-        collection = collection_of(experiment.dataset, split)
-        report = run_report(section, collection, parts, about, directory)
-    values = short_metrics(report.metrics()) if report else metrics_of_parts(parts)
+    outcomes: dict[str, Outcome] = {}
     for other in others:
-        values |= {k.removeprefix(split + "/"): v for k, v in other.run(params)}
-    if report is None:
-        return values
+        assert isinstance(other, PointingEvaluator | ProbeEvaluator)
+        outcomes |= other.outcomes(params)
+    fine = dict(means(outcomes))
+    if not is_main():
+        return metrics_of_parts(parts) | fine
+    collection = collection_of(experiment.dataset, split)
+    report = run_report(section, collection, parts, about, directory, outcomes)
+    values = short_metrics(report.metrics()) | fine
     print(f"{split} split, protocol {protocol}, parameters of step {step}")
     print(f"model of kind {kind}, {describe(scoring)}")
     print(render(report))
-    if "pointing" in values:
-        print(f"words whose best region is the true one: {values['pointing']:.1f} %")
     content = {"step": step, "split": split, "protocol": protocol, "kind": kind}
     content |= {"scoring": scoring, "metrics": values}
     write_json(evaluation_path(workdir, split, protocol, scoring), content)

@@ -20,6 +20,7 @@ from xmodal_jax.errors import UserError
 from xmodal_jax.evaluators import Evaluator
 from xmodal_jax.evaluators.encoding import Encoder
 from xmodal_jax.evaluators.pointing import PointingEvaluator
+from xmodal_jax.evaluators.probes import ProbeEvaluator
 from xmodal_jax.evaluators.reranking import RerankingEvaluator
 from xmodal_jax.evaluators.retrieval import RetrievalEvaluator, check_scoring
 from xmodal_jax.metrics.ranking import PROTOCOLS
@@ -189,6 +190,16 @@ class Experiment:
         if c.pointing:
             links = input_pipeline.links(self.dataset, c.split)
             out.append(PointingEvaluator(encoder, images, captions, links, prefix=prefix))
+        if c.probes:
+            found = input_pipeline.texts(self.dataset, c.split)
+            texts = partial(
+                input_pipeline.text_batches,
+                tokenizer=self.tokenizer,
+                batch_size=c.batch_size,
+                max_tokens=self.config.data.max_tokens,
+            )
+            of_split = found.captions, found.caption_image_id
+            out.append(ProbeEvaluator(self.model, encoder, images, texts, *of_split, prefix=prefix))
         return out
 
 

@@ -1,12 +1,14 @@
 """The report of a trained run or an ensemble, from the scores of its evaluators."""
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from data_pipeline import input_pipeline
+from xmodal_jax.evaluators.outcomes import Outcome
 from xmodal_jax.metrics.parts import Part
-from xmodal_jax.report.build import Options, build_report
+from xmodal_jax.report.build import Options, build_report, make_fine_figures
 from xmodal_jax.report.collection import Collection
 from xmodal_jax.report.content import Report
 from xmodal_jax.report.matrices import ScoreSaver
@@ -27,6 +29,7 @@ def run_report(
     parts: Iterable[Part],
     about: Mapping[str, Any],
     directory: Path,
+    outcomes: Mapping[str, Outcome] | None = None,
 ) -> Report:
     """Makes a report from scores, and writes it.
 
@@ -36,6 +39,7 @@ def run_report(
       parts: the scores; read once.
       about: what was evaluated.
       directory: of the report.
+      outcomes: of evaluators beside retrieval.
     """
     spice = Path(section.spice) if section.spice else None
     relevances, notes = relevances_of(collection, spice=spice)
@@ -51,6 +55,8 @@ def run_report(
         {**about, **counts},
         [*notes, *more],
     )
+    fine = {name: (found.image_ids, found.values) for name, found in (outcomes or {}).items()}
+    report = dataclasses.replace(report, fine=make_fine_figures(fine))
     if saver:
         saver.write()
     names = collection.image_names

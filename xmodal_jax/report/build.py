@@ -185,6 +185,22 @@ def make_figures(tables: Mapping[str, QueryTable]) -> dict[str, Figure]:
     return out
 
 
+def make_fine_figures(
+    outcomes: Mapping[str, tuple[np.ndarray, np.ndarray]],
+) -> dict[str, Figure]:
+    """Means of outcomes, each an image id and a value [N], with intervals clustered by image."""
+    out = {}
+    for name, (image_ids, values) in outcomes.items():
+        if not len(values):
+            continue
+        _, images = np.unique(image_ids, return_inverse=True)
+        data = statistics.clustered([values], [images], np.zeros(images.max() + 1, int))
+        low, high = statistics.interval(statistics.bootstrap(data))
+        ends = float(low[0]), float(high[0])
+        out[name] = Figure(float(np.mean(values)), len(values), *ends)
+    return out
+
+
 def _ordered(names: list[str]) -> list[str]:
     """Names of the means and, in their places, of the medians and rsum."""
     plain = [name for name in names if name.count("/") == 1]

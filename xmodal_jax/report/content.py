@@ -8,6 +8,7 @@ import numpy as np
 
 from xmodal_jax.metrics import statistics
 from xmodal_jax.metrics.parts import SIDES
+from xmodal_jax.metrics.probes import CATEGORIES
 from xmodal_jax.metrics.ranking import RECALL_AT
 from xmodal_jax.report.collection import Collection
 
@@ -21,6 +22,13 @@ TITLES = {
     "r_precision": "R-precision",
     "ndcg_rouge": "NDCG@25 ROUGE-L",
     "ndcg_spice": "NDCG@25 SPICE",
+}
+FINE_TITLES = {
+    "pointing": "words whose best region is the true one",
+    **{
+        f"probes/{name}": f"right caption beats one with {what}"
+        for name, what in CATEGORIES.items()
+    },
 }
 SIDE_TITLES = {"i2t": "image to text", "t2i": "text to image"}
 SUMMED = tuple(f"{side}/r{k}" for side in SIDES for k in RECALL_AT)  # make rsum
@@ -65,6 +73,7 @@ class Report:
     about: what was evaluated and how, as JSON; notes: sentences on what a reader has to know.
     figures: by name, such as i2t/r1, rsum or eccv/t2i/map_at_r.
     parity: the reference's own figures, in percent; empty if they were not asked for.
+    fine: what the model makes of words and regions: pointing, probes/...; empty if not measured.
     """
 
     about: Mapping[str, Any]
@@ -74,6 +83,7 @@ class Report:
     diagnostics: Mapping[str, Any]
     parity: Mapping[str, float]
     notes: tuple[str, ...] = ()
+    fine: Mapping[str, Figure] = dataclasses.field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
         """The values alone."""

@@ -36,6 +36,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "units": "percent, but for median_rank and mean_rank",
         "interval": "95 % bootstrap, images drawn with all of their queries",
         "figures": figures,
+        "fine_grained": {k: dataclasses.asdict(figure) for k, figure in report.fine.items()},
         "teran_parity": dict(report.parity),
         "diagnostics": dict(report.diagnostics),
         "notes": list(report.notes),

@@ -14,7 +14,7 @@ from xmodal_jax.report.comparison import Difference, Run
 from xmodal_jax.report.content import SIDE_TITLES, TITLES, Report
 from xmodal_jax.report.failures import Pictures, PictureSheet, render_failures
 from xmodal_jax.report.style import CSS, POLICY, SCRIPT
-from xmodal_jax.report.terminal import comparison_rows, rows_of
+from xmodal_jax.report.terminal import comparison_rows, fine_rows, rows_of
 
 
 def document(title: str, body: Sequence[str], style: str = "") -> str:
@@ -69,6 +69,8 @@ def render_page(report: Report, pictures: Pictures | None = None) -> str:
         f'<div class="plots">{plots.recall_curve(ranks)}{plots.rank_histogram(ranks)}</div>'
     )
     body += ["<h2>Diagnostics</h2>", _diagnostics(report)]
+    if report.fine:
+        body += ["<h2>Words and regions</h2>", _fine(report)]
     if report.parity:
         body += ["<h2>What the TERAN reference would print</h2>", _parity(report)]
     body.append(
@@ -77,6 +79,12 @@ def render_page(report: Report, pictures: Pictures | None = None) -> str:
     )
     body.append(render_failures(report, sheet))
     return document(str(report.about.get("name", "report")), body, sheet.style())
+
+
+def _fine(report: Report) -> str:
+    note = "Of each probe, guessing gives 50 %. Wrong captions are made by rules for English."
+    table = table_of([["", "percent", "of"], *fine_rows(report)])
+    return table + (f"<p><small>{note}</small></p>" if len(report.fine) > 1 else "")
 
 
 def _diagnostics(report: Report) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from xmodal_jax.metrics.parts import SIDES
 from xmodal_jax.report.comparison import Difference, Run, best_runs
-from xmodal_jax.report.content import SIDE_TITLES, TITLES, Figure, Report
+from xmodal_jax.report.content import FINE_TITLES, SIDE_TITLES, TITLES, Figure, Report
 
 _JUDGED = {"eccv": "ECCV Caption", "cxc": "CxC"}
 
@@ -41,12 +41,22 @@ def _aligned(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join(pad(k, c) for k, c in enumerate(row)).rstrip() for row in rows)
 
 
+def fine_rows(report: Report) -> list[list[str]]:
+    """Cells: what was measured of words and regions, the value, over how many."""
+    return [
+        [FINE_TITLES.get(name, name), describe_figure(figure), f"{figure.queries:,}"]
+        for name, figure in report.fine.items()
+    ]
+
+
 def render(report: Report) -> str:
     """The table, what its numbers are, and the notes."""
     lines = [_aligned(rows_of(report))]
     lines.append("percent, but for ranks; [95 % interval, clustered by image]")
     if any(figure.spread is not None for figure in report.figures.values()):
         lines[-1] += "; mean ± standard deviation over the folds"
+    if report.fine:
+        lines.append(_aligned([["", "percent", "of"], *fine_rows(report)]))
     if report.parity:
         lines.append("the TERAN reference would print:")
         for side in SIDES:
