@@ -238,26 +238,33 @@ def _tokenized(
 class Texts(NamedTuple):
     """A split for a reader, in `index` order: I images and C captions.
 
-    image_id: [I]; file_names: I; captions: C; caption_image_id: [C].
+    image_id: [I]; counts: [I] captions of each image; file_names: I.
+    captions: C; caption_image_id: [C]; caption_id: [C].
     """
 
     image_id: np.ndarray
+    counts: np.ndarray
     file_names: list[str]
     captions: list[str]
     caption_image_id: np.ndarray
+    caption_id: np.ndarray
 
 
 def texts(builder: tfds.core.DatasetBuilder, split: str) -> Texts:
     """File names and captions of a split, in the order of `image_batches` and `caption_batches`."""
-    found = Texts(np.zeros(0, np.int64), [], [], np.zeros(0, np.int64))
-    ids, counts = [], []
-    for record in _in_order(builder, split, ("image_id", "file_name", "captions")):
+    ids, counts, first = [], [], []
+    names: list[str] = []
+    captions: list[str] = []
+    for record in _in_order(builder, split, ("file_name", *_CAPTION_FIELDS)):
         ids.append(record["image_id"])
+        first.append(record["first_caption"])
         counts.append(len(record["captions"]))
-        found.file_names.append(record["file_name"].decode("utf-8"))
-        found.captions.extend(caption.decode("utf-8") for caption in record["captions"])
-    images = np.array(ids, np.int64)
-    return found._replace(image_id=images, caption_image_id=np.repeat(images, counts))
+        names.append(record["file_name"].decode("utf-8"))
+        captions.extend(caption.decode("utf-8") for caption in record["captions"])
+    image_id, count = np.array(ids, np.int64), np.array(counts, np.int64)
+    within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+    caption_id = np.repeat(np.array(first, np.int64), count) + within
+    return Texts(image_id, count, names, captions, np.repeat(image_id, count), caption_id)
 
 
 def links(builder: tfds.core.DatasetBuilder, split: str) -> Links:

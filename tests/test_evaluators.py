@@ -10,6 +10,7 @@ import pytest
 
 from xmodal_jax.errors import UserError
 from xmodal_jax.evaluators import reranking
+from xmodal_jax.evaluators.alignments import Aligner
 from xmodal_jax.evaluators.encoding import Encoder
 from xmodal_jax.evaluators.pointing import PointingEvaluator
 from xmodal_jax.evaluators.probes import ProbeEvaluator
@@ -346,3 +347,24 @@ def test_probes_compare_each_caption_with_its_wrong_version(data):
         wins.append(50.0 if abs(a - b) < 1e-5 else 100.0 * (a > b))
     assert found["dev/probes/words"] == pytest.approx(np.mean(wins))
     assert 0 < np.mean(wins) < 100
+
+
+def test_alignments_name_the_best_region_of_each_word(data):
+    texts = ["".join(f"word{n}     "[:10] for n in range(7)) for _ in range(CAPTIONS)]
+    aligner = Aligner(
+        Encoder(Given(), four_devices()),
+        lambda: image_batches(data),
+        lambda: caption_batches(data),
+        texts,
+    )
+    wanted = np.roll(data.ids, 3)[np.arange(CAPTIONS) % IMAGES]
+    found = aligner({"table": data.table}, wanted)
+    assert len(found) == CAPTIONS
+    for c, line in enumerate(found):
+        image = int(np.flatnonzero(data.ids == wanted[c])[0])
+        words = [entry.split(":") for entry in line.split()]
+        assert [word for word, _, _ in words] == [f"word{n}" for n in range(1, data.lengths[c] - 1)]
+        for n, (_, region, similarity) in enumerate(words, 1):
+            sims = data.regions[image] @ data.table[data.tokens[c, n]]
+            assert int(region) == int(np.argmax(sims))
+            assert float(similarity) == pytest.approx(sims.max(), abs=1e-3)

@@ -1,6 +1,7 @@
 """Evaluation and export of a trained run's best parameters."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from xmodal_jax import export as export_lib
 from xmodal_jax.checkpoint import Checkpointer
 from xmodal_jax.distributed import is_main
 from xmodal_jax.errors import UserError
+from xmodal_jax.evaluators.grounding import GroundingEvaluator
 from xmodal_jax.evaluators.outcomes import Outcome, means
 from xmodal_jax.evaluators.pointing import PointingEvaluator
 from xmodal_jax.evaluators.probes import ProbeEvaluator
@@ -54,6 +56,8 @@ def evaluate(config: Any, workdir: Path) -> dict[str, float]:
     section = config.evaluate
     split, protocol = section.split, section.protocol
     experiment = Experiment.create(config)
+    if section.alignments and jax.process_count() > 1:
+        raise UserError("evaluate.alignments=True needs a single process; leave out --distributed")
     if section.images and not Path(section.images).is_dir():
         raise UserError(f"evaluate.images={section.images} is no directory of image files")
     step, params = best_params(experiment, workdir)
@@ -67,13 +71,14 @@ def evaluate(config: Any, workdir: Path) -> dict[str, float]:
     directory = report_path(workdir, split, protocol, scoring)
     outcomes: dict[str, Outcome] = {}
     for other in others:
-        assert isinstance(other, PointingEvaluator | ProbeEvaluator)
+        assert isinstance(other, PointingEvaluator | GroundingEvaluator | ProbeEvaluator)
         outcomes |= other.outcomes(params)
     fine = dict(means(outcomes))
     if not is_main():
         return metrics_of_parts(parts) | fine
     collection = collection_of(experiment.dataset, split)
-    report = run_report(section, collection, parts, about, directory, outcomes)
+    align = partial(experiment.aligner(), params) if section.alignments else None
+    report = run_report(section, collection, parts, about, directory, outcomes, align)
     values = short_metrics(report.metrics()) | fine
     print(f"{split} split, protocol {protocol}, parameters of step {step}")
     print(f"model of kind {kind}, {describe(scoring)}")

@@ -1,9 +1,11 @@
 """The report of a trained run or an ensemble, from the scores of its evaluators."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from data_pipeline import input_pipeline
 from xmodal_jax.evaluators.outcomes import Outcome
@@ -30,6 +32,7 @@ def run_report(
     about: Mapping[str, Any],
     directory: Path,
     outcomes: Mapping[str, Outcome] | None = None,
+    align: Callable[[np.ndarray], list[str]] | None = None,
 ) -> Report:
     """Makes a report from scores, and writes it.
 
@@ -40,6 +43,7 @@ def run_report(
       about: what was evaluated.
       directory: of the report.
       outcomes: of evaluators beside retrieval.
+      align: words and regions of each caption with an image, given by image ids [C].
     """
     spice = Path(section.spice) if section.spice else None
     relevances, notes = relevances_of(collection, spice=spice)
@@ -61,5 +65,10 @@ def run_report(
         saver.write()
     names = collection.image_names
     pictures = pictures_of(Path(section.images), names) if section.images else None
-    write_report(directory, report, pictures=pictures)
+    alignments = {}
+    if align is not None:
+        best = collection.image_ids[report.tables["t2i"].top[:, 0]]
+        alignments["alignment"] = align(collection.caption_image_ids)
+        alignments["alignment_with_best"] = align(best)
+    write_report(directory, report, pictures=pictures, alignments=alignments)
     return report

@@ -60,7 +60,7 @@ class PointingEvaluator:
             )
             for i in np.flatnonzero(rows["mask"]):
                 for start, end, region in self._links.get(int(rows["caption_id"][i]), ()):
-                    for n in _tokens_between(rows["offsets"][i], start, end):
+                    for n in tokens_between(rows["offsets"][i], start, end):
                         # Embeddings leave out the [CLS] slot, token 0.
                         hit = n - 1 < best.shape[1] and best[i, n - 1] == region
                         owners.append(int(rows["image_id"][i]))
@@ -68,7 +68,7 @@ class PointingEvaluator:
         return {"pointing": Outcome(np.array(owners, np.int64), np.array(hits))}
 
 
-def _tokens_between(offsets: np.ndarray, start: int, end: int) -> np.ndarray:
+def tokens_between(offsets: np.ndarray, start: int, end: int) -> np.ndarray:
     """Positions of the tokens (offsets [W, 2]) that lie within characters start..end."""
     inside = (offsets[:, 0] >= start) & (offsets[:, 1] <= end) & (offsets[:, 1] > offsets[:, 0])
     return np.flatnonzero(inside)

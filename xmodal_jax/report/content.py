@@ -25,6 +25,8 @@ TITLES = {
 }
 FINE_TITLES = {
     "pointing": "words whose best region is the true one",
+    "grounding/points": "phrases whose best region has its centre in their box",
+    "grounding/overlaps": "phrases whose best region overlaps their box by half",
     **{
         f"probes/{name}": f"right caption beats one with {what}"
         for name, what in CATEGORIES.items()

@@ -7,7 +7,7 @@ import csv
 import dataclasses
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,18 +60,24 @@ def write_queries(directory: Path, report: Report) -> None:
     write_whole(directory / QUERIES, buffer.getvalue())
 
 
-def write_csv(directory: Path, report: Report, alignments: Mapping[int, str] | None = None) -> None:
+def write_csv(
+    directory: Path, report: Report, alignments: Mapping[str, Sequence[str]] | None = None
+) -> None:
     """Writes `queries_i2t.csv` and `queries_t2i.csv`: a line for each query.
 
     Columns: its number, image and text, the fold, every value, and the best targets with their
-    scores as `target:score` separated by spaces; `alignment`, where there is one: the words of a
-    caption with the best region of its own image.
+    scores as `target:score` separated by spaces.
+
+    Args:
+      directory: of the report.
+      report: whose queries they are.
+      alignments: C texts each by the name of a further column of the captions.
     """
     collection = report.collection
     for side, table in report.tables.items():
         text = io.StringIO()
         out = csv.writer(text, lineterminator="\n")
-        extra = ["alignment"] if alignments and side == "t2i" else []
+        extra = dict(alignments or {}) if side == "t2i" else {}
         head = ["query", "image_id", "image", "caption", "fold", *table.values, "best_targets"]
         out.writerow([*head, *extra])
         for k, query in enumerate(table.queries.tolist()):
@@ -81,7 +87,7 @@ def write_csv(directory: Path, report: Report, alignments: Mapping[int, str] | N
             values = [f"{found[k]:.6g}" for found in table.values.values()]
             pairs = zip(table.top[k], table.top_scores[k], strict=True)
             best = " ".join(f"{target}:{score:.6g}" for target, score in pairs)
-            more = [(alignments or {}).get(query, "")] if extra else []
+            more = [texts[query] for texts in extra.values()]
             first = [query, collection.image_ids[row], name, caption, table.fold[k]]
             out.writerow([*first, *values, best, *more])
         write_whole(directory / f"queries_{side}.csv", text.getvalue())

@@ -1,6 +1,6 @@
 """Writes all files of a report into a directory."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from xmodal_jax.report.content import Report
@@ -15,7 +15,7 @@ def write_report(
     report: Report,
     *,
     pictures: Pictures | None = None,
-    alignments: Mapping[int, str] | None = None,
+    alignments: Mapping[str, Sequence[str]] | None = None,
     trec: bool = False,
 ) -> None:
     """Writes the page, JSON, what every query found, and with `trec` runs and qrels.
@@ -24,7 +24,7 @@ def write_report(
       directory: made if it is not there.
       report: as `build_report` makes it.
       pictures: JPEG bytes of an image by its row, for the failures.
-      alignments: words and regions of captions by their number, for the CSV file.
+      alignments: further columns of captions in the CSV file, such as their words and regions.
       trec: also write `{i2t,t2i}.{run,qrels}`.
     """
     directory.mkdir(parents=True, exist_ok=True)
