@@ -220,3 +220,18 @@ def test_the_scoring_a_run_is_configured_for_counts(tmp_path, capsys):
     assert (
         "_pooled.json does not exist" in grouped(capsys, workdir, "--scoring=pooled", expect=2).err
     )
+
+
+def test_fields_of_evaluation_that_one_run_is_older_than_do_not_part_seeds(tmp_path, capsys):
+    for seed in (0, 1):
+        write_run(tmp_path / "a" / f"seed{seed}", seed, 100.0 + seed)
+    path = tmp_path / "a" / "seed1" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"evaluate": {"probes": False}}))
+    paths = [str(tmp_path / "a" / f"seed{seed}") for seed in (0, 1)]
+    assert results.main([*paths, "--split", "test", "--group"]) == 0
+    assert "100.5 ± 0.7" in capsys.readouterr().out
+    other = tmp_path / "a" / "seed0" / "config.json"
+    other.write_text(json.dumps(json.loads(other.read_text()) | {"evaluate": {"probes": True}}))
+    assert results.main([*paths, "--split", "test", "--group"]) == 2
+    assert "evaluate.probes=False" in capsys.readouterr().err
