@@ -65,7 +65,8 @@ def evaluate(config: Any, workdir: Path) -> dict[str, float]:
     assert isinstance(retrieval, RetrievalEvaluator)
     parts = retrieval.parts(params)
     kind, scoring = experiment.model.kind, scoring_name(section)
-    about = {"name": f"{workdir.name}, {split} split", "workdir": str(workdir), "step": step}
+    name = "/".join(workdir.absolute().parts[-2:])
+    about = {"name": f"{name}, {split} split", "workdir": str(workdir), "step": step}
     about |= {"model": config.model.name, "kind": kind, "scoring": describe(scoring)}
     about |= {"data": config.data.name, "split": split, "protocol": protocol}
     directory = report_path(workdir, split, protocol, scoring)

@@ -22,7 +22,8 @@ from xmodal_jax.report.write import write_report
 def collection_of(dataset: Any, split: str) -> Collection:
     """File names and captions of a split, in the order in which evaluators score it."""
     found = input_pipeline.texts(dataset, split)
-    return Collection(found.image_id, found.caption_image_id, found.file_names, found.captions)
+    names = found.file_names if all(found.file_names) else ()  # some layouts know ids only
+    return Collection(found.image_id, found.caption_image_id, names, found.captions)
 
 
 def run_report(

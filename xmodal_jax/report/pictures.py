@@ -18,12 +18,16 @@ def pictures_of(directory: Path, names: Sequence[str]) -> Pictures:
     Raises:
       UserError: the directory has none of the images.
     """
+    if not names:
+        raise UserError(f"no pictures from {directory}: the file names of the images are not known")
     if not directory.is_dir():
         raise UserError(f"{directory} is no directory; give that of the image files as --images")
     paths = [directory / Path(name).name for name in names]
     if not any(path.is_file() for path in paths):
-        example = Path(names[0]).name if names else "any image: the scores come without file names"
-        raise UserError(f"{directory} has no {example}; give the directory of this split's images")
+        raise UserError(
+            f"{directory} has no {paths[0].name}, nor any other image of this split; give the "
+            "directory that has them"
+        )
 
     def picture(row: int) -> bytes | None:
         return _thumbnail(paths[row]) if paths[row].is_file() else None
