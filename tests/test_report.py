@@ -24,6 +24,7 @@ from xmodal_jax.report.failures import choose_failures
 from xmodal_jax.report.files import read_report
 from xmodal_jax.report.matrices import ScoreSaver, read_scores
 from xmodal_jax.report.page import render_page
+from xmodal_jax.report.relevance import corrected_of
 from xmodal_jax.report.trec import TrecRuns
 
 IMAGES, CAPTIONS = 20, 60
@@ -121,6 +122,37 @@ def test_corrected_figures_count_only_what_is_judged():
     assert found["eccv/i2t/r1"].value == 100 and found["eccv/i2t/r1"].queries == 1
     assert found["cxc/t2i/r10"].value == 50 and found["cxc/t2i/r10"].queries == 2
     assert found["eccv/t2i/map_at_r"].value == 50
+
+
+def test_captions_that_no_list_has_take_no_part_in_corrected_figures():
+    class Split:
+        columns = np.delete(np.arange(CAPTIONS), [4, 9])
+
+        @staticmethod
+        def judgements(name):
+            # Column 4 of those that are left is caption 5.
+            return {"i2t": of_lists([3], [[4]]), "t2i": of_lists([4], [[2]])}
+
+    scores = make_scores()
+    scores[3, 5], scores[3, 4], scores[3, 9] = 50, 99, 99
+    scores[2, 5] = 60
+    report = make_report(scores, corrected=Split())
+    assert report.figures["eccv/i2t/r1"].value == 100
+    values = report.tables["t2i"].values["cxc/r1"]
+    assert values[5] == 100 and np.isnan(np.delete(values, 5)).all()
+
+
+def test_corrected_ground_truth_is_found_or_its_absence_explained():
+    ids = np.arange(5000)
+    other = Collection(ids, ids)
+    found, [note] = corrected_of(other, "full")
+    assert found is None and "no corrected ground truth: corrected ground truth is for" in note
+    assert corrected_of(make_collection(), "full") == (None, [])
+    assert corrected_of(other, "5fold") == (None, [])
+    with pytest.raises(UserError, match="for all 5,000 images at once, not for 5fold; use full"):
+        corrected_of(other, "5fold", wanted=True)
+    with pytest.raises(UserError, match="is for COCO's 5,000 test images"):
+        corrected_of(make_collection(), "full", wanted=True)
 
 
 def test_a_report_comes_back_from_its_files(tmp_path, capsys):

@@ -14,7 +14,7 @@ from xmodal_jax.report.comparison import Difference, Run
 from xmodal_jax.report.content import SIDE_TITLES, TITLES, Report
 from xmodal_jax.report.failures import Pictures, PictureSheet, render_failures
 from xmodal_jax.report.style import CSS, POLICY, SCRIPT
-from xmodal_jax.report.terminal import comparison_rows, fine_rows, rows_of
+from xmodal_jax.report.terminal import SEEDS, comparison_rows, fine_rows, rows_of
 
 
 def document(title: str, body: Sequence[str], style: str = "") -> str:
@@ -147,7 +147,7 @@ def render_comparison(runs: Sequence[Run], differences: Sequence[Difference]) ->
         table_of(rows, best),
         "<p><small>Bold: significantly better than every other run of its kind (paired "
         "randomisation test by images, Holm-corrected over all rows below, p &lt; 0.05). ± is the "
-        "standard deviation over seeds.</small></p><h2>Differences</h2>",
+        f"standard deviation over seeds; {SEEDS}.</small></p><h2>Differences</h2>",
     ]
     heads = ("figure", "run", "against", "difference", "95 % interval", "", "p (corrected)")
     lines = ["<tr>" + "".join(f"<th>{name}</th>" for name in heads) + "</tr>"]

@@ -6,6 +6,9 @@ from xmodal_jax.metrics.parts import SIDES
 from xmodal_jax.report.comparison import Difference, Run, best_runs
 from xmodal_jax.report.content import FINE_TITLES, SIDE_TITLES, TITLES, Figure, Report
 
+SEEDS = (
+    "of seeds the mean is tested, and these seeds only: others may differ by as much as these do"
+)
 _JUDGED = {"eccv": "ECCV Caption", "cxc": "CxC"}
 
 
@@ -100,4 +103,6 @@ def render_comparison(runs: Sequence[Run], differences: Sequence[Difference]) ->
         tests.append([*row, f"{d.p:.4f}", f"{d.p_corrected:.4f}{mark}"])
     lines.append(_aligned(tests))
     lines.append("paired randomisation test by images; corrected (Holm) for all rows; * p < 0.05")
+    if any(len(run.figures) > 1 for run in runs):
+        lines.append(SEEDS)
     return "\n".join(lines)
