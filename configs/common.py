@@ -93,6 +93,15 @@ def get_config() -> ml_collections.ConfigDict:
     # Pair models: score only the k best of the first stage, for each query; 0: every pair.
     evaluate.rerank_top_k = 0
     evaluate.score = "model"  # or pooled: the dot product of the pooled vectors alone
+    evaluate.entities = ""  # directory of Flickr30K Entities: whether phrases find their boxes
+    # Wrong versions of the captions, by category: how often does the right one score higher?
+    evaluate.probes = False
+    # What --mode=evaluate puts into its report.
+    evaluate.images = ""  # directory of the image files, for pictures of the failures
+    evaluate.spice = ""  # the TERAN reference's relevances of this split, for NDCG with SPICE
+    evaluate.teran_parity = False  # also the figures that the TERAN reference would print
+    evaluate.alignments = False  # also which region answered which word, for each caption
+    evaluate.save_scores = False  # keep the score matrix, for python -m xmodal_jax.report
 
     config.mesh = mesh = ml_collections.ConfigDict()
     mesh.data = -1  # devices over which a batch is split; -1: all that remain

@@ -23,7 +23,7 @@ sorted by descending confidence, then padding, which is 0 wherever the mask is F
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any, NamedTuple
@@ -207,6 +207,31 @@ def caption_batches(
         for record in _in_order(builder, split, _CAPTION_FIELDS)
         for number, caption in enumerate(record["captions"])
     )
+    truncated = yield from _tokenized(rows, tokenizer, batch_size, max_tokens)
+    _report_truncated(truncated, repr(split), max_tokens)
+
+
+def text_batches(
+    texts: Sequence[str],
+    image_ids: np.ndarray,
+    *,
+    tokenizer: Tokenizer,
+    batch_size: int,
+    max_tokens: int,
+) -> Iterator[Batch]:
+    """Any texts as `caption_batches` makes them, each of an image; numbered as they come."""
+    ids = image_ids.tolist()
+    rows = ((ids[k], k, 0, text) for k, text in enumerate(texts))
+    yield from _tokenized(rows, tokenizer, batch_size, max_tokens)
+
+
+def _tokenized(
+    rows: Iterator[tuple[int, int, int, str]],
+    tokenizer: Tokenizer,
+    batch_size: int,
+    max_tokens: int,
+) -> Generator[Batch, None, int]:
+    """Batches of image_id, caption_id, caption_number and text; returns how many were cut."""
     truncated = 0
     while group := list(islice(rows, batch_size)):
         *numbers, captions = zip(*group, strict=True)
@@ -216,7 +241,39 @@ def caption_batches(
         batch = dict(zip(names, np.array(numbers, np.int64), strict=True))
         batch |= {"tokens": encoded.ids, "token_mask": encoded.mask, "offsets": encoded.offsets}
         yield filled(batch, batch_size)
-    _report_truncated(truncated, repr(split), max_tokens)
+    return truncated
+
+
+class Texts(NamedTuple):
+    """A split for a reader, in `index` order: I images and C captions.
+
+    image_id: [I]; counts: [I] captions of each image; file_names: I.
+    captions: C; caption_image_id: [C]; caption_id: [C].
+    """
+
+    image_id: np.ndarray
+    counts: np.ndarray
+    file_names: list[str]
+    captions: list[str]
+    caption_image_id: np.ndarray
+    caption_id: np.ndarray
+
+
+def texts(builder: tfds.core.DatasetBuilder, split: str) -> Texts:
+    """File names and captions of a split, in the order of `image_batches` and `caption_batches`."""
+    ids, counts, first = [], [], []
+    names: list[str] = []
+    captions: list[str] = []
+    for record in _in_order(builder, split, ("file_name", *_CAPTION_FIELDS)):
+        ids.append(record["image_id"])
+        first.append(record["first_caption"])
+        counts.append(len(record["captions"]))
+        names.append(record["file_name"].decode("utf-8"))
+        captions.extend(caption.decode("utf-8") for caption in record["captions"])
+    image_id, count = np.array(ids, np.int64), np.array(counts, np.int64)
+    within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+    caption_id = np.repeat(np.array(first, np.int64), count) + within
+    return Texts(image_id, count, names, captions, np.repeat(image_id, count), caption_id)
 
 
 def contents(builder: tfds.core.DatasetBuilder, split: str) -> Iterator[Content]:

@@ -23,7 +23,7 @@ import numpy as np
 import optax
 
 from xmodal_jax import losses, optimizer
-from xmodal_jax.metrics import ranking
+from xmodal_jax.metrics import graded, ranking
 from xmodal_jax.models import pretrained
 from xmodal_jax.models.bert import BertConfig
 from xmodal_jax.models.names import teran_entries, teran_unused
@@ -331,8 +331,8 @@ def check_eval(golden: Golden, name: str, meta: dict, dtype: str) -> Differences
     found["i2t/ranks"] = difference(ranking.ranks(scores, ids, caption_ids), run["i2t_ranks"])
     found["t2i/ranks"] = difference(ranking.ranks(scores.T, caption_ids, ids), run["t2i_ranks"])
     for column, relevance in ((5, run["rel_rougeL"]), (6, run["rel_spice"])):
-        i2t = [ranking.ndcg(relevance[:, i], np.argsort(-scores[i])) for i in ids]
-        t2i = [ranking.ndcg(row, np.argsort(-scores[:, c])) for c, row in enumerate(relevance)]
+        i2t = [graded.ndcg(relevance[:, i], np.argsort(-scores[i])) for i in ids]
+        t2i = [graded.ndcg(row, np.argsort(-scores[:, c])) for c, row in enumerate(relevance)]
         # The reference averages the image queries over those with a value only.
         i2t_mean = np.mean([v for v in i2t if v != 0])
         found[f"ndcg/{column}"] = difference(
@@ -342,7 +342,7 @@ def check_eval(golden: Golden, name: str, meta: dict, dtype: str) -> Differences
 
 
 def check_ndcg(golden: Golden, name: str, meta: dict, dtype: str) -> Differences:
-    value = ranking.ndcg(golden["ndcg/y"], golden["ndcg/ranking"], at=len(golden["ndcg/ranking"]))
+    value = graded.ndcg(golden["ndcg/y"], golden["ndcg/ranking"], at=len(golden["ndcg/ranking"]))
     return {"ndcg": difference(value, golden["ndcg/ndcg"])}
 
 

@@ -14,6 +14,7 @@ from xmodal_jax.errors import UserError
 from xmodal_jax.evaluate import evaluate
 from xmodal_jax.experiment import Experiment
 from xmodal_jax.metrics.ranking import protocol_metrics
+from xmodal_jax.report.files import read_report
 from xmodal_jax.scoring import describe, scoring_name
 from xmodal_jax.workdir import claim_workdir, read_config
 
@@ -122,6 +123,10 @@ def test_the_result_is_labelled_and_can_be_tabled(tmp_path, monkeypatch, capsys)
     assert content["metrics"] == pytest.approx(protocol_metrics(mean, IDS, CAPTION_IDS, "5fold"))
     assert results.main([str(out)]) == 0
     assert "ensemble: a + b" in capsys.readouterr().out
+    report = read_report(tmp_path / "new" / "both_report")
+    assert report.content["about"]["members"] == workdirs
+    assert report.figures["rsum"].value == pytest.approx(content["metrics"]["rsum"])
+    assert report.figures["rsum"].spread > 0
 
 
 MISTAKES = {

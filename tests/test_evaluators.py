@@ -10,8 +10,10 @@ import pytest
 
 from xmodal_jax.errors import UserError
 from xmodal_jax.evaluators import reranking
+from xmodal_jax.evaluators.alignments import Aligner
 from xmodal_jax.evaluators.encoding import Encoder
 from xmodal_jax.evaluators.pointing import PointingEvaluator
+from xmodal_jax.evaluators.probes import ProbeEvaluator
 from xmodal_jax.evaluators.reranking import CandidateScorer, RerankingEvaluator
 from xmodal_jax.evaluators.retrieval import RetrievalEvaluator, check_scoring
 from xmodal_jax.metrics.ranking import ranks, retrieval_metrics
@@ -330,3 +332,63 @@ def test_pointing_counts_words_whose_best_region_is_linked(data):
     found = dict(evaluator.run({"table": data.table}))
     assert 0 < hits < len(captions)
     assert found == {"pointing": pytest.approx(100 * hits / len(captions))}
+
+
+def test_probes_compare_each_caption_with_its_wrong_version(data):
+    # Each caption's text names its tokens; a wrong one is scored by the tokens that it names.
+    texts = [
+        " ".join(f"w{t}" for t in row[:n]) for row, n in zip(data.tokens, data.lengths, strict=True)
+    ]
+    made = []
+
+    def text_batches(some, image_ids):
+        made.append(list(some))
+        tokens = np.zeros((len(some), 7), np.int32)
+        mask = np.zeros((len(some), 7), bool)
+        for k, text in enumerate(some):
+            own = [int(word[1:]) for word in text.split()]
+            tokens[k, : len(own)], mask[k, : len(own)] = own, True
+        return blocks(len(some), tokens=tokens, token_mask=mask, image_id=image_ids)
+
+    def score(text, image):
+        words = [data.table[int(word[1:])] for word in text.split()][1:-1]
+        regions = data.regions[int(np.flatnonzero(data.ids == image)[0])]
+        return sum(max(float(region @ word) for region in regions) for word in words)
+
+    encoder = Encoder(Given(), four_devices())
+    evaluator = ProbeEvaluator(
+        Given(), encoder, lambda: image_batches(data), text_batches, texts, data.own, prefix="dev/"
+    )
+    found = dict(evaluator.run({"table": data.table}))
+    assert found.keys() == {"dev/probes/words"}  # there is nothing else to change
+    [right, wrong] = made
+    assert right == texts and len(wrong) == CAPTIONS
+    wins = []
+    for text, changed, image in zip(texts, wrong, data.own, strict=True):
+        assert sorted(text.split()) == sorted(changed.split()) and text != changed
+        a, b = score(text, image), score(changed, image)
+        # The first and last words do not count: where they stay the scores are equal.
+        wins.append(50.0 if abs(a - b) < 1e-5 else 100.0 * (a > b))
+    assert found["dev/probes/words"] == pytest.approx(np.mean(wins))
+    assert 0 < np.mean(wins) < 100
+
+
+def test_alignments_name_the_best_region_of_each_word(data):
+    texts = ["".join(f"word{n}     "[:10] for n in range(7)) for _ in range(CAPTIONS)]
+    aligner = Aligner(
+        Encoder(Given(), four_devices()),
+        lambda: image_batches(data),
+        lambda: caption_batches(data),
+        texts,
+    )
+    wanted = np.roll(data.ids, 3)[np.arange(CAPTIONS) % IMAGES]
+    found = aligner({"table": data.table}, wanted)
+    assert len(found) == CAPTIONS
+    for c, line in enumerate(found):
+        image = int(np.flatnonzero(data.ids == wanted[c])[0])
+        words = [entry.split(":") for entry in line.split()]
+        assert [word for word, _, _ in words] == [f"word{n}" for n in range(1, data.lengths[c] - 1)]
+        for n, (_, region, similarity) in enumerate(words, 1):
+            sims = data.regions[image] @ data.table[data.tokens[c, n]]
+            assert int(region) == int(np.argmax(sims))
+            assert float(similarity) == pytest.approx(sims.max(), abs=1e-3)

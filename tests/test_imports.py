@@ -27,6 +27,8 @@ LAYERS = [
     ["objective", "train_state", "train_step", "checkpoint", "collapse", "run_record"],
     ["evaluators", "export"],
     ["experiment", "command_line", "retrieval", "visualize"],
+    ["report"],
+    ["run_report"],
     ["train", "evaluate", "results", "ensemble"],
     ["main", "sweep"],
 ]

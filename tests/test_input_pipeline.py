@@ -23,6 +23,8 @@ from data_pipeline.input_pipeline import (
     num_examples,
     predicates,
     steps_per_epoch,
+    text_batches,
+    texts,
     train_batches,
 )
 from data_pipeline.region_captions import build_dataset, open_dataset
@@ -444,6 +446,22 @@ def test_caption_batches_are_every_caption_once_in_order(builder, records, token
         assert [caption[start:end] for start, end in spans] == find_words(caption)
         assert len(batch["tokens"][i]) == TOKENS and batch["token_mask"][i].sum() == 6
     assert all(len(batch["tokens"]) == BATCH for batch in stream)
+
+
+def test_texts_are_in_the_order_of_the_batches(builder, records, tokenizer):
+    found = texts(builder, "train")
+    assert found.image_id.tolist() == list(records)
+    assert found.counts.tolist() == [len(record["captions"]) for record in records.values()]
+    assert found.captions == [c for record in records.values() for c in record["captions"]]
+    assert set(found.file_names) == {""}
+    sizes = dict(tokenizer=tokenizer, batch_size=BATCH, max_tokens=TOKENS)
+    expected = list(caption_batches(builder, split="train", **sizes))
+    for name, own in (("image_id", found.caption_image_id), ("caption_id", found.caption_id)):
+        assert own.tolist() == [int(n) for b in expected for n in b[name][b["mask"]]]
+    again = list(text_batches(found.captions, found.caption_image_id, **sizes))
+    for batch, other in zip(again, expected, strict=True):
+        for name in ("tokens", "token_mask", "offsets", "mask", "image_id", "caption_id"):
+            np.testing.assert_array_equal(batch[name], other[name])
 
 
 def test_links_point_from_captions_to_regions(builder, records):

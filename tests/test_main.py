@@ -1,5 +1,6 @@
 """The program as its users run it: train, stop, resume, evaluate, export, and mistakes."""
 
+import csv
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ import pytest
 from tests import programs
 from tests.waiting import wait_for_lines
 from xmodal_jax import export
+from xmodal_jax.report import __main__ as report_program
 
 # One device, as on a laptop; test_partitioning.py has the meshes.
 ENVIRONMENT = {"XLA_FLAGS": "--xla_backend_optimization_level=1"}
@@ -129,6 +131,35 @@ def test_evaluate_takes_the_best_step(config, finished):
         assert value == pytest.approx(best["dev/" + name])
     run(config, finished, "--mode=evaluate", "--config.evaluate.split=test")
     assert (finished / "evaluation_test_full.json").exists()
+
+
+def test_evaluate_writes_a_report_that_can_be_made_again(config, finished, tmp_path):
+    words = "--config.evaluate.probes=True", "--config.evaluate.alignments=True"
+    words += "--config.evaluate.save_scores=True", "--config.evaluate.teran_parity=True"
+    output, _ = run(config, finished, "--mode=evaluate", *words)
+    report = finished / "report_dev_full"
+    assert f"open {report / 'report.html'}" in output and "all words shuffled" in output
+    content = json.loads((report / "report.json").read_text())
+    written = json.loads((finished / "evaluation_dev_full.json").read_text())["metrics"]
+    for name, figure in (content["figures"] | content["fine_grained"]).items():
+        if name in written:
+            assert figure["value"] == pytest.approx(written.pop(name))
+            assert (
+                name.endswith("median_rank") or figure["low"] <= figure["value"] <= figure["high"]
+            )
+    assert not written
+    assert {"pointing", "probes/relations"} <= content["fine_grained"].keys()
+    with (report / "queries_t2i.csv").open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    assert len(rows) == content["about"]["captions"]
+    words = [entry.split(":")[0] for entry in rows[0]["alignment"].split()]
+    assert "".join(words) in rows[0]["caption"].replace(" ", "")
+    # From the saved scores, by a program that knows nothing of the model.
+    arguments = ["evaluate", str(report / "scores.npz"), "--out", str(tmp_path), "--teran-parity"]
+    assert report_program.main(arguments) == 0
+    again = json.loads((tmp_path / "report.json").read_text())
+    for name in ("figures", "teran_parity", "diagnostics", "notes"):
+        assert again[name] == content[name]
 
 
 def test_export_encodes_and_scores(config, finished):

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from xmodal_jax.metrics import ranking
+from xmodal_jax.metrics import graded, ranking
 
 
 def enumerated_rank(scores, positive):
@@ -115,5 +115,5 @@ def test_ndcg_by_hand():
     expected = (gains[0] / np.log2(2) + gains[1] / np.log2(3)) / (
         gains[1] / np.log2(2) + gains[0] / np.log2(3)
     )
-    assert ranking.ndcg(relevance, np.array([2, 1, 0])) == pytest.approx(expected)
-    assert ranking.ndcg(np.zeros(3), np.array([2, 1, 0])) == 0
+    assert graded.ndcg(relevance, np.array([2, 1, 0])) == pytest.approx(expected)
+    assert graded.ndcg(np.zeros(3), np.array([2, 1, 0])) == 0

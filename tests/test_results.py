@@ -220,3 +220,33 @@ def test_the_scoring_a_run_is_configured_for_counts(tmp_path, capsys):
     assert (
         "_pooled.json does not exist" in grouped(capsys, workdir, "--scoring=pooled", expect=2).err
     )
+
+
+def test_fields_of_evaluation_that_one_run_is_older_than_do_not_part_seeds(tmp_path, capsys):
+    for seed in (0, 1):
+        write_run(tmp_path / "a" / f"seed{seed}", seed, 100.0 + seed)
+    path = tmp_path / "a" / "seed1" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"evaluate": {"probes": False}}))
+    paths = [str(tmp_path / "a" / f"seed{seed}") for seed in (0, 1)]
+    assert results.main([*paths, "--split", "test", "--group"]) == 0
+    assert "100.5 ± 0.7" in capsys.readouterr().out
+    other = tmp_path / "a" / "seed0" / "config.json"
+    other.write_text(json.dumps(json.loads(other.read_text()) | {"evaluate": {"probes": True}}))
+    assert results.main([*paths, "--split", "test", "--group"]) == 2
+    assert "evaluate.probes=False" in capsys.readouterr().err
+
+
+def test_figures_of_a_report_can_be_columns(tmp_path, capsys):
+    for seed, value in ((0, 40.0), (1, 42.0)):
+        workdir = tmp_path / "a" / f"seed{seed}"
+        write_run(workdir, seed, 100.0)
+        (workdir / "report_test_full").mkdir()
+        figures = {"t2i/mrr": {"value": value, "low": 1.0}, "rsum": {"value": 7.0}}
+        content = json.dumps({"figures": figures})
+        (workdir / "report_test_full" / "report.json").write_text(content)
+    paths = [str(tmp_path / "a" / f"seed{seed}") for seed in (0, 1)]
+    words = ["--split", "test", "--group", "--columns", "t2i/mrr,rsum"]
+    assert results.main([*paths, *words]) == 0
+    line = capsys.readouterr().out.splitlines()[1]
+    assert line.split()[-6:] == ["41.0", "±", "1.4", "100.0", "±", "0.0"]

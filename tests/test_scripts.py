@@ -43,8 +43,9 @@ def test_files_and_modules_of_readme_exist(command):
     if words[0] == "bash":
         assert (ROOT / words[1]).is_file()
         return
-    module = words[2].replace(".", "/") + ".py"
-    assert words[1] == "-m" and (ROOT / module).is_file()
+    module = ROOT / words[2].replace(".", "/")
+    assert words[1] == "-m"
+    assert module.with_suffix(".py").is_file() or (module / "__main__.py").is_file()
     for word in words[3:]:
         if word.startswith("--config="):
             path = word.split("=")[1].split(":")[0]

@@ -26,9 +26,12 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from configs import common
 from data_pipeline.errors import DataError
 from xmodal_jax.errors import UserError
-from xmodal_jax.metrics.ranking import PROTOCOLS, protocol_metrics
+from xmodal_jax.metrics.ranking import PROTOCOLS
+from xmodal_jax.report.collection import Collection
+from xmodal_jax.report.files import PAGE
 from xmodal_jax.results import short_names
 from xmodal_jax.workdir import has_checkpoint, read_config, write_json
 
@@ -48,6 +51,7 @@ class Member:
     scores: np.ndarray
     image_ids: np.ndarray
     caption_image_ids: np.ndarray
+    collection: Collection | None = None  # file names and captions, if they are known
 
 
 def score_member(workdir: Path, split: str, protocol: str) -> Member:
@@ -62,6 +66,7 @@ def score_member(workdir: Path, split: str, protocol: str) -> Member:
     from xmodal_jax.evaluate import restore_best
     from xmodal_jax.evaluators.retrieval import RetrievalEvaluator
     from xmodal_jax.experiment import Experiment
+    from xmodal_jax.run_report import collection_of
 
     config = read_config(workdir)
     config.evaluate.update(split=split, protocol=protocol, pointing=False)
@@ -85,6 +90,7 @@ def score_member(workdir: Path, split: str, protocol: str) -> Member:
         found.scores,
         found.image_ids,
         found.caption_image_ids,
+        collection_of(experiment.dataset, split),
     )
 
 
@@ -199,31 +205,44 @@ def run(args: argparse.Namespace) -> None:
     Raises:
       UserError: the runs do not make an ensemble.
     """
-    from xmodal_jax.evaluate import table
+    from xmodal_jax.evaluate import short_metrics
+    from xmodal_jax.metrics.parts import parts_of
+    from xmodal_jax.report.terminal import render
+    from xmodal_jax.run_report import run_report
 
     _check_workdirs(args.workdirs)
     names = short_names(args.workdirs)
     path = _output_path(args, names)
 
-    def members() -> Iterator[Member]:
+    def scored() -> Iterator[Member]:
         for number, (workdir, name) in enumerate(zip(args.workdirs, names, strict=True), 1):
             print(f"[{number}/{len(names)}] {name}", flush=True)
             yield score_member(workdir, args.split, args.protocol)
 
-    found = mean_scores(members(), standardize=args.standardize)
+    found = mean_scores(scored(), standardize=args.standardize)
     if not args.standardize:
         _warn_of_scales(names, found.deviations)
     ids = found.members[0].image_ids, found.members[0].caption_image_ids
-    metrics = protocol_metrics(found.scores, *ids, args.protocol)
     scoring = "mean of scores"
     if args.standardize:
         scoring += ", each divided by its standard deviation"
     print(f"ensemble of {len(names)} runs: {' + '.join(names)}")
     print(f"{args.split} split, protocol {args.protocol}, {scoring}")
-    print(table(metrics))
+    members = [str(workdir) for workdir in args.workdirs]
+    about = {"name": f"ensemble of {' + '.join(names)}, {args.split} split", "ensemble": True}
+    about |= {"members": members, "scoring": scoring, "data": found.members[0].dataset}
+    about |= {"split": args.split, "protocol": args.protocol}
+    directory = path.with_name(path.stem + "_report")
+    section = common.get_config().evaluate
+    section.protocol = args.protocol
+    collection = found.members[0].collection or Collection(*ids)
+    parts = parts_of(found.scores, *ids, args.protocol)
+    report = run_report(section, collection, parts, about, directory)
+    metrics = short_metrics(report.metrics())
+    print(render(report))
     content = {
         "ensemble": True,
-        "members": [str(workdir) for workdir in args.workdirs],
+        "members": members,
         "steps": [member.step for member in found.members],
         "kinds": [member.kind for member in found.members],
         "standard_deviations": found.deviations,
@@ -233,7 +252,7 @@ def run(args: argparse.Namespace) -> None:
         "metrics": metrics,
     }
     write_json(path, content)
-    print(f"written to {path}")
+    print(f"written to {path} and {directory}; open {directory / PAGE}")
 
 
 def _parser() -> argparse.ArgumentParser:

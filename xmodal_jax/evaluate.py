@@ -1,5 +1,7 @@
 """Evaluation and export of a trained run's best parameters."""
 
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,22 @@ from xmodal_jax import export as export_lib
 from xmodal_jax.checkpoint import Checkpointer
 from xmodal_jax.distributed import is_main
 from xmodal_jax.errors import UserError
+from xmodal_jax.evaluators.grounding import GroundingEvaluator
+from xmodal_jax.evaluators.outcomes import Outcome, means
+from xmodal_jax.evaluators.pointing import PointingEvaluator
+from xmodal_jax.evaluators.probes import ProbeEvaluator
+from xmodal_jax.evaluators.retrieval import RetrievalEvaluator
 from xmodal_jax.experiment import Experiment
-from xmodal_jax.scoring import describe, evaluation_path, scoring_name
+from xmodal_jax.metrics.parts import SIDES, metrics_of_parts
+from xmodal_jax.metrics.ranking import RECALL_AT
+from xmodal_jax.report.files import PAGE
+from xmodal_jax.report.terminal import render
+from xmodal_jax.run_report import collection_of, run_report
+from xmodal_jax.scoring import describe, evaluation_path, report_path, scoring_name
 from xmodal_jax.workdir import FREE_FIELDS, claim_workdir, has_checkpoint, write_json
+
+_RECALLS = tuple(f"r{k}" for k in RECALL_AT)
+_RANKS = ("median_rank", "mean_rank")
 
 
 def best_params(experiment: Experiment, workdir: Path) -> tuple[int, Any]:
@@ -37,37 +52,49 @@ def restore_best(experiment: Experiment, workdir: Path) -> tuple[int, Any]:
 
 
 def evaluate(config: Any, workdir: Path) -> dict[str, float]:
-    """Prints the metrics of `config.evaluate` as a table, and writes them to the workdir."""
+    """Prints the metrics of `config.evaluate` as a table, and writes its report to the workdir."""
+    section = config.evaluate
+    split, protocol = section.split, section.protocol
     experiment = Experiment.create(config)
+    if section.alignments and jax.process_count() > 1:
+        raise UserError("evaluate.alignments=True needs a single process; leave out --distributed")
+    if section.images and not Path(section.images).is_dir():
+        raise UserError(f"evaluate.images={section.images} is no directory of image files")
     step, params = best_params(experiment, workdir)
-    evaluators = experiment.evaluators(progress=is_main())
-    found = {k: v for e in evaluators for k, v in e.run(params)}
-    split, protocol = config.evaluate.split, config.evaluate.protocol
-    values = {name.removeprefix(split + "/"): value for name, value in found.items()}
+    retrieval, *others = experiment.evaluators(progress=is_main())
+    assert isinstance(retrieval, RetrievalEvaluator)
+    parts = retrieval.parts(params)
+    kind, scoring = experiment.model.kind, scoring_name(section)
+    name = "/".join(workdir.absolute().parts[-2:])
+    about = {"name": f"{name}, {split} split", "workdir": str(workdir), "step": step}
+    about |= {"model": config.model.name, "kind": kind, "scoring": describe(scoring)}
+    about |= {"data": config.data.name, "split": split, "protocol": protocol}
+    directory = report_path(workdir, split, protocol, scoring)
+    outcomes: dict[str, Outcome] = {}
+    for other in others:
+        assert isinstance(other, PointingEvaluator | GroundingEvaluator | ProbeEvaluator)
+        outcomes |= other.outcomes(params)
+    fine = dict(means(outcomes))
     if not is_main():
-        return values
-    kind, scoring = experiment.model.kind, scoring_name(config.evaluate)
+        return metrics_of_parts(parts) | fine
+    collection = collection_of(experiment.dataset, split)
+    align = partial(experiment.aligner(), params) if section.alignments else None
+    report = run_report(section, collection, parts, about, directory, outcomes, align)
+    values = short_metrics(report.metrics()) | fine
     print(f"{split} split, protocol {protocol}, parameters of step {step}")
     print(f"model of kind {kind}, {describe(scoring)}")
-    print(table(values))
-    workdir.mkdir(parents=True, exist_ok=True)
+    print(render(report))
     content = {"step": step, "split": split, "protocol": protocol, "kind": kind}
     content |= {"scoring": scoring, "metrics": values}
     write_json(evaluation_path(workdir, split, protocol, scoring), content)
+    print(f"written to {directory}; open {directory / PAGE}")
     return values
 
 
-def table(values: dict[str, float]) -> str:
-    """Metrics of both directions side by side."""
-    columns = ("r1", "r5", "r10", "median_rank", "mean_rank")
-    lines = [f"{'':16s}" + "".join(f"{c.replace('_', ' '):>13s}" for c in columns)]
-    for side, title in (("i2t", "image to text"), ("t2i", "text to image")):
-        cells = "".join(f"{values[f'{side}/{c}']:13.1f}" for c in columns)
-        lines.append(f"{title:16s}{cells}")
-    lines.append(f"{'rsum':16s}{values['rsum']:13.1f}")
-    if "pointing" in values:
-        lines.append(f"words whose best region is the true one: {values['pointing']:.1f} %")
-    return "\n".join(lines)
+def short_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Those of a report that training logs too; the others are in the report."""
+    names = [f"{side}/{name}" for side in SIDES for name in (*_RECALLS, *_RANKS)]
+    return {name: metrics[name] for name in (*names, "rsum")}
 
 
 def export(config: Any, workdir: Path) -> None:

@@ -13,13 +13,16 @@ import optax
 from absl import logging
 from flax.traverse_util import flatten_dict
 
-from data_pipeline import input_pipeline, region_captions
+from data_pipeline import entities, input_pipeline, region_captions
 from data_pipeline.tokenizer import Tokenizer, make_tokenizer
 from xmodal_jax import distributed, export, optimizer, partitioning, train_state
 from xmodal_jax.errors import UserError
 from xmodal_jax.evaluators import Evaluator
-from xmodal_jax.evaluators.encoding import Encoder
+from xmodal_jax.evaluators.alignments import Aligner
+from xmodal_jax.evaluators.encoding import Batches, Encoder
+from xmodal_jax.evaluators.grounding import GroundingEvaluator
 from xmodal_jax.evaluators.pointing import PointingEvaluator
+from xmodal_jax.evaluators.probes import ProbeEvaluator
 from xmodal_jax.evaluators.reranking import RerankingEvaluator
 from xmodal_jax.evaluators.retrieval import RetrievalEvaluator, check_scoring
 from xmodal_jax.metrics.ranking import PROTOCOLS
@@ -145,10 +148,9 @@ class Experiment:
             )
         return exported.params
 
-    def evaluators(self, progress: bool = False) -> list[Evaluator]:
-        """The evaluators of `config.evaluate`, on its split."""
+    def _batches(self) -> tuple[Batches, Batches]:
+        """The images and the captions of the split to evaluate."""
         c = self.config.evaluate
-        encoder = Encoder(self.model, self.mesh)
         common = dict(split=c.split, batch_size=c.batch_size)
         images = partial(
             input_pipeline.image_batches,
@@ -164,6 +166,19 @@ class Experiment:
             max_tokens=self.config.data.max_tokens,
             **common,
         )
+        return images, captions
+
+    def aligner(self) -> Aligner:
+        """Says which region of an image answers which word, on the split to evaluate."""
+        encoder = Encoder(self.model, self.mesh)
+        captions = input_pipeline.texts(self.dataset, self.config.evaluate.split).captions
+        return Aligner(encoder, *self._batches(), captions)
+
+    def evaluators(self, progress: bool = False) -> list[Evaluator]:
+        """The evaluators of `config.evaluate`, on its split."""
+        c = self.config.evaluate
+        encoder = Encoder(self.model, self.mesh)
+        images, captions = self._batches()
         prefix = c.split + "/"
         figures = self.dataset.info.metadata["splits"][c.split]
         check_scoring(c.score, c.rerank_top_k, self.model.kind)
@@ -191,7 +206,32 @@ class Experiment:
         if c.pointing:
             links = input_pipeline.links(self.dataset, c.split)
             out.append(PointingEvaluator(encoder, images, captions, links, prefix=prefix))
+        if c.entities:
+            phrases = self._boxed_phrases(c.entities, c.split)
+            out.append(GroundingEvaluator(encoder, images, captions, phrases, prefix=prefix))
+        if c.probes:
+            found = input_pipeline.texts(self.dataset, c.split)
+            texts = partial(
+                input_pipeline.text_batches,
+                tokenizer=self.tokenizer,
+                batch_size=c.batch_size,
+                max_tokens=self.config.data.max_tokens,
+            )
+            of_split = found.captions, found.caption_image_id
+            out.append(ProbeEvaluator(self.model, encoder, images, texts, *of_split, prefix=prefix))
         return out
+
+    def _boxed_phrases(self, directory: str, split: str) -> dict[int, list[entities.Phrase]]:
+        """Phrases with boxes by caption id."""
+        found = input_pipeline.texts(self.dataset, split)
+        rows = np.searchsorted(np.cumsum(found.counts), np.arange(len(found.captions)), "right")
+        own: list[list[str]] = [[] for _ in found.file_names]
+        for row, text in zip(rows, found.captions, strict=True):
+            own[row].append(text)
+        known = entities.read_entities(Path(directory), found.file_names, own)
+        if known.unknown:
+            logging.warning("%d captions are not in %s: left out", known.unknown, directory)
+        return dict(zip(found.caption_id.tolist(), known.phrases, strict=True))
 
 
 _POSITIVE = (

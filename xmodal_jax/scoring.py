@@ -24,6 +24,12 @@ def evaluation_path(workdir: Path, split: str, protocol: str, scoring: str) -> P
     return workdir / f"evaluation_{split}_{protocol}{suffix}.json"
 
 
+def report_path(workdir: Path, split: str, protocol: str, scoring: str) -> Path:
+    """The directory of the report that belongs to `evaluation_path`."""
+    name = evaluation_path(workdir, split, protocol, scoring).stem
+    return workdir / name.replace("evaluation_", "report_", 1)
+
+
 def describe(scoring: str) -> str:
     """The name in a few words, for a reader who has not seen the configuration."""
     if scoring.startswith("rerank"):

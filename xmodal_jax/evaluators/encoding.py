@@ -93,3 +93,12 @@ def _kept(blocks: Iterable[tuple[Embeddings, Rows]]) -> Encoded:
         out.blocks.append(block)
         out.rows.append(rows)
     return out
+
+
+def by_image_id(images: Encoded) -> tuple[Embeddings, dict[int, int]]:
+    """All images in host arrays, and the row of each image id."""
+    blocks = [partitioning.fetch(block) for block in images.blocks]
+    every = jax.tree.map(lambda *x: np.concatenate(x), *blocks)
+    ids = np.concatenate([row["image_id"] for row in images.rows])
+    valid = np.concatenate([row["mask"] for row in images.rows])
+    return every, {int(image): k for k, image in enumerate(ids) if valid[k]}

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from xmodal_jax import partitioning
-from xmodal_jax.evaluators.encoding import Batches, Encoded, Encoder
+from xmodal_jax.evaluators.encoding import Batches, Encoder, by_image_id
+from xmodal_jax.evaluators.outcomes import Outcome, means
 from xmodal_jax.ops.embeddings import Embeddings
 
 Links = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
@@ -43,9 +44,14 @@ class PointingEvaluator:
 
     def run(self, params: Any) -> Iterator[tuple[str, float]]:
         """Yields `pointing`, the percentage of linked words with the right region."""
+        yield from means(self.outcomes(params), self._prefix)
+
+    def outcomes(self, params: Any) -> dict[str, Outcome]:
+        """`pointing`: 100 for each linked word with the right region, 0 for the others."""
         images = self._encoder.images(params, self._image_batches)
-        every, row_of = _by_image_id(images)
-        hits, count = 0, 0
+        every, row_of = by_image_id(images)
+        owners: list[int] = []
+        hits: list[float] = []
         for block, rows in self._encoder.caption_blocks(params, self._caption_batches):
             own = np.array([row_of.get(int(image), 0) for image in rows["image_id"]])
             best = partitioning.fetch(
@@ -53,23 +59,15 @@ class PointingEvaluator:
             )
             for i in np.flatnonzero(rows["mask"]):
                 for start, end, region in self._links.get(int(rows["caption_id"][i]), ()):
-                    for n in _tokens_between(rows["offsets"][i], start, end):
+                    for n in tokens_between(rows["offsets"][i], start, end):
                         # Embeddings leave out the [CLS] slot, token 0.
-                        hits += n - 1 < best.shape[1] and best[i, n - 1] == region
-                        count += 1
-        yield self._prefix + "pointing", 100 * hits / max(count, 1)
+                        hit = n - 1 < best.shape[1] and best[i, n - 1] == region
+                        owners.append(int(rows["image_id"][i]))
+                        hits.append(100.0 * hit)
+        return {"pointing": Outcome(np.array(owners, np.int64), np.array(hits))}
 
 
-def _tokens_between(offsets: np.ndarray, start: int, end: int) -> np.ndarray:
+def tokens_between(offsets: np.ndarray, start: int, end: int) -> np.ndarray:
     """Positions of the tokens (offsets [W, 2]) that lie within characters start..end."""
     inside = (offsets[:, 0] >= start) & (offsets[:, 1] <= end) & (offsets[:, 1] > offsets[:, 0])
     return np.flatnonzero(inside)
-
-
-def _by_image_id(images: Encoded) -> tuple[Embeddings, dict[int, int]]:
-    """All images in host arrays, and the row of each image id."""
-    blocks = [partitioning.fetch(block) for block in images.blocks]
-    every = jax.tree.map(lambda *x: np.concatenate(x), *blocks)
-    ids = np.concatenate([row["image_id"] for row in images.rows])
-    valid = np.concatenate([row["mask"] for row in images.rows])
-    return every, {int(image): k for k, image in enumerate(ids) if valid[k]}

@@ -16,7 +16,8 @@ from tqdm import tqdm
 from xmodal_jax import partitioning
 from xmodal_jax.evaluators.encoding import Batches, Encoder
 from xmodal_jax.evaluators.retrieval import RetrievalEvaluator
-from xmodal_jax.metrics.ranking import folds, mean_metrics, rank_metrics, ranks
+from xmodal_jax.metrics.parts import Part, make_part
+from xmodal_jax.metrics.ranking import folds
 from xmodal_jax.models.scorers import pair_scorer
 from xmodal_jax.ops.embeddings import Embeddings
 
@@ -147,8 +148,8 @@ class RerankingEvaluator(RetrievalEvaluator):
         self._top_k = top_k
         self._scorer = CandidateScorer(model, encoder.mesh)
 
-    def run(self, params: Any) -> Iterator[tuple[str, float]]:
-        """Yields i2t/r1, ..., t2i/mean_rank, rsum; candidates are chosen within each fold.
+    def parts(self, params: Any) -> Iterator[Part]:
+        """Both directions of every fold; candidates are chosen within each fold.
 
         Embeddings of all images and captions are held, by the host too.
         """
@@ -159,21 +160,24 @@ class RerankingEvaluator(RetrievalEvaluator):
             first = self.scores(
                 params, images, zip(captions.blocks, captions.rows, strict=True), bar
             )
+        numbers = np.arange(len(image_ids)), np.arange(len(caption_ids))
         all_images, all_captions = images.on_host(), captions.on_host()
-        parts = []
         with self._bar("re-ranking", len(image_ids) + len(caption_ids)) as bar:
             rerank = partial(self.rerank, params, bar=bar)
-            for rows, columns in folds(image_ids, caption_ids, self._protocol):
+            for fold, (rows, columns) in enumerate(folds(image_ids, caption_ids, self._protocol)):
                 part = first[rows][:, columns]
                 own = jax.tree.map(lambda x, rows=rows: x[rows], all_images)
                 texts = jax.tree.map(lambda x, columns=columns: x[columns], all_captions)
-                ids, text_ids = image_ids[rows], caption_ids[columns]
+                sides = (
+                    (numbers[0][rows], image_ids[rows]),
+                    (numbers[1][columns], caption_ids[columns]),
+                )
                 # One direction after the other: two matrices of all pairs would be large.
-                i2t = ranks(rerank(own, texts, part, direction="i2t"), ids, text_ids)
-                t2i = ranks(rerank(texts, own, part.T, direction="t2i"), text_ids, ids)
-                parts.append(rank_metrics(i2t, t2i))
-        for name, value in mean_metrics(parts).items():
-            yield self._prefix + name, value
+                i2t = rerank(own, texts, part, direction="i2t")
+                yield make_part("i2t", fold, *sides, i2t)
+                del i2t
+                t2i = rerank(texts, own, part.T, direction="t2i")
+                yield make_part("t2i", fold, *sides, t2i)
 
     def rerank(
         self,

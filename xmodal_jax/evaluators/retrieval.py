@@ -12,7 +12,7 @@ from tqdm import tqdm
 from xmodal_jax import partitioning
 from xmodal_jax.errors import UserError
 from xmodal_jax.evaluators.encoding import Batches, Encoded, Encoder, Rows
-from xmodal_jax.metrics.ranking import protocol_metrics
+from xmodal_jax.metrics.parts import Part, metrics_of_parts, parts_of
 from xmodal_jax.models.scorers import pair_scorer
 from xmodal_jax.ops import packing
 from xmodal_jax.ops.alignment import pooled_score, score_matrix
@@ -170,13 +170,14 @@ class RetrievalEvaluator:
     def _bar(self, name: str, total: int | None) -> tqdm:
         return tqdm(total=total, desc=name, unit="item", leave=False, disable=not self._progress)
 
+    def parts(self, params: Any) -> Iterator[Part]:
+        """The scores that the metrics are made from: both directions of every fold."""
+        split = self.scored_split(params)
+        yield from parts_of(split.scores, split.image_ids, split.caption_image_ids, self._protocol)
+
     def run(self, params: Any) -> Iterator[tuple[str, float]]:
         """Yields i2t/r1, ..., t2i/mean_rank, rsum."""
-        split = self.scored_split(params)
-        found = protocol_metrics(
-            split.scores, split.image_ids, split.caption_image_ids, self._protocol
-        )
-        for name, value in found.items():
+        for name, value in metrics_of_parts(self.parts(params)).items():
             yield self._prefix + name, value
 
 

@@ -10,20 +10,34 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from xmodal_jax.errors import UserError
+from xmodal_jax.metrics.judgements import same_image
 
 RECALL_AT = (1, 5, 10)
 PROTOCOLS = ("full", "5fold")
 Index = slice | np.ndarray
+_CHECKED_AT_ONCE = 2**22  # scores
 
 
-def _first_positive_rank(scores: np.ndarray, positive: np.ndarray) -> float:
-    """Expected 0-based rank of the best-placed positive of one query."""
-    best = scores[positive].max()
-    negatives = scores[~positive]
-    above = np.count_nonzero(negatives > best)
-    tied = np.count_nonzero(negatives == best)
-    # k positives and t negatives in random order: t / (k + 1) negatives precede the first positive.
-    return above + tied / (np.count_nonzero(scores[positive] == best) + 1)
+def check_finite(scores: np.ndarray, query_ids: np.ndarray, target_ids: np.ndarray) -> None:
+    """Raises a UserError that names the first pair whose score is not finite, if there is any.
+
+    Args:
+      scores: [Q, T]; may be a transposed view.
+      query_ids: [Q] image id of each query; target_ids: [T].
+    """
+    count, first = 0, None
+    size = max(1, _CHECKED_AT_ONCE // max(1, scores.shape[1]))
+    for start in range(0, len(scores), size):
+        bad = np.argwhere(~np.isfinite(scores[start : start + size]))
+        if len(bad) and first is None:
+            first = bad[0] + [start, 0]
+        count += len(bad)
+    if first is not None:
+        q, t = first
+        raise UserError(
+            f"score of query {q} (image {query_ids[q]}) with target {t} (image {target_ids[t]}) "
+            f"is {scores[q, t]}; {count} scores are not finite"
+        )
 
 
 def ranks(scores: np.ndarray, query_ids: np.ndarray, target_ids: np.ndarray) -> np.ndarray:
@@ -36,19 +50,15 @@ def ranks(scores: np.ndarray, query_ids: np.ndarray, target_ids: np.ndarray) -> 
     Raises:
       UserError: a score is not finite, or a query has no positive; the message names it.
     """
-    bad = np.argwhere(~np.isfinite(scores))
-    if len(bad):
-        q, t = bad[0]
-        raise UserError(
-            f"score of query {q} (image {query_ids[q]}) with target {t} (image {target_ids[t]}) "
-            f"is {scores[q, t]}; {len(bad)} scores are not finite"
-        )
+    check_finite(scores, query_ids, target_ids)
     out = np.empty(len(scores))
-    for q, row in enumerate(scores):
-        positive = target_ids == query_ids[q]
-        if not positive.any():
-            raise UserError(f"query {q} (image {query_ids[q]}) has no positive target")
-        out[q] = _first_positive_rank(row, positive)
+    for q, positives, _ in same_image(query_ids, target_ids):
+        row = scores[q]
+        best = row[positives].max()
+        own = np.count_nonzero(row[positives] == best)
+        tied = np.count_nonzero(row == best) - own
+        # k positives and t negatives in random order: t / (k + 1) negatives precede the first one.
+        out[q] = np.count_nonzero(row > best) + tied / (own + 1)
     return out
 
 
@@ -133,27 +143,3 @@ def protocol_metrics(
         ids = image_ids[rows], caption_image_ids[columns]
         parts.append(retrieval_metrics(scores[rows][:, columns], *ids))
     return mean_metrics(parts)
-
-
-def ndcg(relevance: np.ndarray, order: np.ndarray, at: int = 25) -> float:
-    """Normalised discounted cumulative gain of one query (Jarvelin & Kekalainen, TOIS 2002).
-
-    Args:
-      relevance: [T] graded relevance of the targets.
-      order: [T] or [>= at] targets, best first.
-      at: depth.
-
-    Returns:
-      DCG with gains 2^rel - 1 and discounts log2(position + 1), over that of the ideal order;
-      0 where nothing is relevant.
-    """
-    discount = np.log2(np.arange(2, at + 2))
-
-    def dcg(values: np.ndarray) -> float:
-        top = np.ascontiguousarray(values[:at])
-        # Gains in the precision of the relevances (float32 files), sums in float64.
-        gains = np.power(values.dtype.type(2), top) - values.dtype.type(1)
-        return float(np.sum(gains / discount[: len(top)]))
-
-    ideal = dcg(np.sort(relevance)[::-1])
-    return dcg(relevance[order[:at]]) / ideal if ideal > 0 else 0.0

@@ -1,0 +1,68 @@
+"""A score matrix in parts: the queries of one direction, among the targets of one fold."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from xmodal_jax.metrics.ranking import folds, mean_metrics, rank_metrics, ranks
+
+SIDES = ("i2t", "t2i")
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Scores [Q, T] of queries with targets; images are numbered 0 .. I - 1, captions 0 .. C - 1.
+
+    side: "i2t", where the queries are images and the targets captions, or "t2i".
+    fold: which part of the data this is; every query is in one.
+    queries: [Q] and targets: [T] their numbers; query_ids: [Q] and target_ids: [T] image ids.
+    """
+
+    side: str
+    fold: int
+    queries: np.ndarray
+    targets: np.ndarray
+    query_ids: np.ndarray
+    target_ids: np.ndarray
+    scores: np.ndarray
+
+
+def make_part(
+    side: str,
+    fold: int,
+    images: tuple[np.ndarray, np.ndarray],
+    captions: tuple[np.ndarray, np.ndarray],
+    scores: np.ndarray,
+) -> Part:
+    """images, captions: numbers and image ids; scores: [Q, T] of that side."""
+    (queries, query_ids), (targets, target_ids) = (
+        (images, captions) if side == "i2t" else (captions, images)
+    )
+    return Part(side, fold, queries, targets, query_ids, target_ids, scores)
+
+
+def parts_of(
+    scores: np.ndarray, image_ids: np.ndarray, caption_image_ids: np.ndarray, protocol: str
+) -> Iterator[Part]:
+    """Both directions of every fold of a score matrix [I, C], as views where that is possible.
+
+    Raises:
+      UserError: an unknown protocol, or a number of images that five does not divide.
+    """
+    numbers = np.arange(len(image_ids)), np.arange(len(caption_image_ids))
+    for fold, (rows, columns) in enumerate(folds(image_ids, caption_image_ids, protocol)):
+        images = numbers[0][rows], image_ids[rows]
+        captions = numbers[1][columns], caption_image_ids[columns]
+        part = scores[rows][:, columns]
+        yield make_part("i2t", fold, images, captions, part)
+        yield make_part("t2i", fold, images, captions, part.T)
+
+
+def metrics_of_parts(parts: Iterable[Part]) -> dict[str, float]:
+    """Recalls, median and mean ranks of both directions and rsum: the means over the folds."""
+    found: dict[int, dict[str, np.ndarray]] = {}
+    for part in parts:
+        rank = ranks(part.scores, part.query_ids, part.target_ids)
+        found.setdefault(part.fold, {})[part.side] = rank
+    return mean_metrics([rank_metrics(sides["i2t"], sides["t2i"]) for sides in found.values()])

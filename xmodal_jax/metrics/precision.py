@@ -1,0 +1,67 @@
+"""Where the right targets of a query stand, and the figures that follow from that.
+
+Equal scores have no order: a figure that depends on one is its mean over all orders of the equal
+targets (McSherry & Najork, ECIR 2008), computed in closed form. A rank is the expected rank of
+`ranking`.
+"""
+
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Standing:
+    """Of the P positives of one query, best first.
+
+    above: [P] targets with a higher score; tied: [P] targets of the same score, itself included.
+    listed: R, how many positives the query has; more than P where some are in no list of targets.
+    """
+
+    above: np.ndarray
+    tied: np.ndarray
+    listed: int
+
+    @classmethod
+    def of(cls, ordered: np.ndarray, scores: np.ndarray, listed: int) -> "Standing":
+        """ordered: [T] the scores of all targets, ascending; scores: [P] of the positives."""
+        scores = np.sort(scores)[::-1]
+        right = np.searchsorted(ordered, scores, side="right")
+        left = np.searchsorted(ordered, scores, side="left")
+        return cls(len(ordered) - right, right - left, listed)
+
+    def rank(self) -> float:
+        """Expected 0-based rank of the first positive."""
+        own = np.count_nonzero(self.above == self.above[0])
+        # k positives and t negatives in random order: t / (k + 1) negatives precede the first one.
+        return float(self.above[0] + (self.tied[0] - own) / (own + 1))
+
+    def _groups(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """[G] of each set of equal scores with positives: above, size, positives, those before."""
+        above, first, own = np.unique(self.above, return_index=True, return_counts=True)
+        return above, self.tied[first], own, np.cumsum(own) - own
+
+    def r_precision(self) -> float:
+        """Share of positives among the first R."""
+        count = self.listed
+        above, size, own, _ = self._groups()
+        return float(np.sum(own * np.clip(count - above, 0, size) / size) / count)
+
+    def average_precision_at_r(self) -> float:
+        """mAP@R (Musgrave et al., ECCV 2020): the precisions at the positives among the first R.
+
+        Their sum is divided by R, however many positives are among the first R.
+        """
+        count = self.listed
+        if self.tied.max() == 1:
+            found = self.above < count
+            return float(
+                np.sum((np.arange(len(found)) + 1)[found] / (self.above[found] + 1)) / count
+            )
+        total = 0.0
+        for start, size, own, before in zip(*self._groups(), strict=True):
+            place = np.arange(1, max(0, min(size, count - start)) + 1)
+            # Of the other own - 1 positives, so many stand before this place on average.
+            others = (place - 1) * (own - 1) / max(size - 1, 1)
+            total += np.sum(own / size * (before + 1 + others) / (start + place))
+        return float(total / count)

@@ -1,0 +1,162 @@
+"""Two runs or more on the same split: which differences are more than chance.
+
+For every pair of runs and every figure a paired randomisation test by images; all the p-values of a
+comparison are corrected together (Holm). A difference that is not significant is never marked.
+Several seeds are one run whose queries have the mean of their values.
+"""
+
+import dataclasses
+import itertools
+import statistics as plain
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from xmodal_jax.errors import UserError
+from xmodal_jax.metrics import statistics
+from xmodal_jax.report.content import SUMMED, Figure, QueryTable, clustered_values
+from xmodal_jax.report.files import SavedReport
+
+LEVEL = 0.05
+FIGURES = (*SUMMED, "i2t/mrr", "t2i/mrr", "rsum")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One row of a comparison: a run, several seeds of one, or an ensemble.
+
+    figures: of each seed; source: the report of the first of them.
+    """
+
+    name: str
+    ensemble: bool
+    tables: dict[str, QueryTable]
+    figures: tuple[dict[str, Figure], ...]
+    source: SavedReport
+
+    def value(self, name: str) -> float:
+        """The mean of a figure over the seeds."""
+        return plain.mean(each[name].value for each in self.figures)
+
+    def spread(self, name: str) -> float | None:
+        """The sample standard deviation over the seeds, if there are several."""
+        values = [each[name].value for each in self.figures]
+        return plain.stdev(values) if len(values) > 1 else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """Second minus first of one figure, with its 95 % interval and p-values."""
+
+    figure: str
+    first: str
+    second: str
+    value: float
+    low: float
+    high: float
+    p: float
+    p_corrected: float
+
+    @property
+    def significant(self) -> bool:
+        """Whether the corrected p-value is below 0.05."""
+        return self.p_corrected < LEVEL
+
+
+def make_run(name: str, reports: Sequence[SavedReport]) -> Run:
+    """One run from the reports of its seeds.
+
+    Raises:
+      UserError: ensembles and single runs, or reports of other splits, are put together.
+    """
+    kinds = {bool(report.content["about"].get("members")) for report in reports}
+    if len(kinds) > 1:
+        raise UserError(f"{name}: an ensemble and a single run are not two seeds of one")
+    _check_same_data(reports)
+    tables = {}
+    for side, first in reports[0].tables.items():
+        each = [report.tables[side] for report in reports]
+        shared = [n for n in first.values if all(n in table.values for table in each)]
+        values = {n: np.mean([table.values[n] for table in each], axis=0) for n in shared}
+        tables[side] = dataclasses.replace(first, values=values)
+    return Run(name, kinds.pop(), tables, tuple(report.figures for report in reports), reports[0])
+
+
+def _check_same_data(reports: Sequence[SavedReport]) -> None:
+    """Raises a UserError unless all are of the same images, captions and folds."""
+    first = reports[0]
+    for other in reports[1:]:
+        pairs = [
+            (first.image_ids, other.image_ids),
+            (first.caption_image_ids, other.caption_image_ids),
+            *((table.fold, other.tables[side].fold) for side, table in first.tables.items()),
+        ]
+        if not all(np.array_equal(a, b) for a, b in pairs):
+            raise UserError(
+                f"{first.path} and {other.path} are not of the same images, captions and protocol; "
+                "compare reports of one split"
+            )
+
+
+def compare(runs: Sequence[Run], figures: Sequence[str] = FIGURES) -> list[Difference]:
+    """Every pair of runs by every figure that all of them have.
+
+    Raises:
+      UserError: no figure is in all of them, or they are of different data.
+    """
+    _check_same_data([run.source for run in runs])
+    data = []
+    for run in runs:
+        names, own = clustered_values(run.tables)
+        data.append(_with_rsum(names, own))
+    shared = [name for name in figures if all(name in names for names, _, _ in data)]
+    if not shared:
+        raise UserError(f"no run has all of {', '.join(figures)}; give other --figures")
+    found: list[dict[str, Any]] = []
+    for a, b in itertools.combinations(range(len(runs)), 2):
+        (names_a, contributions_a, drawn_a), (names_b, contributions_b, drawn_b) = data[a], data[b]
+        at_a, at_b = ([names.index(name) for name in shared] for names in (names_a, names_b))
+        differences = contributions_b[:, at_b] - contributions_a[:, at_a]
+        p = statistics.paired_test(differences)
+        # Both were drawn with the same images.
+        low, high = statistics.interval(drawn_b[:, at_b] - drawn_a[:, at_a])
+        for k, name in enumerate(shared):
+            ends = float(low[k]), float(high[k])
+            value = float(differences[:, k].sum())
+            row = dict(figure=name, first=runs[a].name, second=runs[b].name, value=value)
+            found.append(row | dict(low=ends[0], high=ends[1], p=float(p[k])))
+    corrected = statistics.holm(np.array([row["p"] for row in found]))
+    pairs = zip(found, corrected.tolist(), strict=True)
+    return [Difference(**row, p_corrected=p) for row, p in pairs]
+
+
+def _with_rsum(
+    names: list[str], data: statistics.Clustered
+) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Names, what each image adds to each figure [I, M], and drawn figures [samples, M]."""
+    at = [names.index(name) for name in SUMMED]
+    added = lambda x: np.concatenate([x, x[:, at].sum(axis=1, keepdims=True)], axis=1)
+    return [*names, "rsum"], added(data.contributions()), added(statistics.bootstrap(data))
+
+
+def best_runs(
+    runs: Sequence[Run], differences: Sequence[Difference]
+) -> dict[tuple[str, bool], str]:
+    """By figure and kind: the run that is significantly better than all others of its kind.
+
+    Ensembles (True) are compared with ensembles and single runs (False) with single runs.
+    """
+    out: dict[tuple[str, bool], str] = {}
+    for ensemble in (False, True):
+        names = [run.name for run in runs if run.ensemble == ensemble]
+        for figure in {d.figure for d in differences}:
+            lower = figure.endswith("rank")
+            wins: dict[str, int] = dict.fromkeys(names, 0)
+            for d in differences:
+                if d.figure == figure and d.significant and {d.first, d.second} <= set(names):
+                    wins[d.second if (d.value > 0) != lower else d.first] += 1
+            for name, count in wins.items():
+                if len(names) > 1 and count == len(names) - 1:
+                    out[figure, ensemble] = name
+    return out

@@ -1,0 +1,138 @@
+"""Run and qrels files of TREC, which `trec_eval`, `ranx`, `ir-measures` and others read.
+
+An image is called `i` and its id, a caption `c` and its number, so that no name is of both kinds.
+Of other code any names will do; the qrels of the captions say which image each of them belongs to.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from xmodal_jax.errors import UserError
+from xmodal_jax.metrics.parts import SIDES, Part, make_part
+from xmodal_jax.report.collection import Collection
+from xmodal_jax.report.content import Report
+
+
+def write_trec(directory: Path, report: Report, tag: str = "xmodal_jax") -> list[Path]:
+    """Writes `SIDE.run`, as deep as the report's best targets go, and `SIDE.qrels`."""
+    collection, written = report.collection, []
+    images = [f"i{image}" for image in collection.image_ids]
+    captions = [f"c{number}" for number in range(len(collection.caption_image_ids))]
+    rows = collection.caption_rows()
+    names = {"i2t": (images, captions), "t2i": (captions, images)}
+    for side in SIDES:
+        queries, targets = names[side]
+        table = report.tables[side]
+        path = directory / f"{side}.run"
+        with path.open("w") as file:
+            for query, top, scores in zip(table.queries, table.top, table.top_scores, strict=True):
+                for rank, (target, score) in enumerate(zip(top, scores, strict=True), 1):
+                    # repr of a Python float: no two scores become equal.
+                    line = f"{queries[query]} Q0 {targets[target]} {rank} {float(score)!r} {tag}"
+                    file.write(line + "\n")
+        written.append(path)
+        path = directory / f"{side}.qrels"
+        pairs = zip(images, range(len(images)), strict=True) if side == "i2t" else None
+        with path.open("w") as file:
+            if pairs is not None:
+                of_image: dict[int, list[str]] = {}
+                for caption, row in zip(captions, rows.tolist(), strict=True):
+                    of_image.setdefault(row, []).append(caption)
+                for image, row in pairs:
+                    file.writelines(f"{image} 0 {caption} 1\n" for caption in of_image[row])
+            else:
+                file.writelines(
+                    f"{caption} 0 {images[row]} 1\n"
+                    for caption, row in zip(captions, rows, strict=True)
+                )
+        written.append(path)
+    return written
+
+
+class TrecRuns:
+    """Two run files and the qrels of the captions, as a collection and parts of scores."""
+
+    def __init__(self, i2t: Path, t2i: Path, qrels: Path) -> None:
+        """Reads the qrels; the runs are read when their parts are asked for.
+
+        Raises:
+          UserError: the qrels are damaged, or a caption has no image or several.
+        """
+        self._paths = {"i2t": i2t, "t2i": t2i}
+        image_of: dict[str, str] = {}
+        for number, (caption, _, image, relevance) in enumerate(_lines(qrels, 4), 1):
+            if _number(relevance, qrels, number) <= 0:
+                continue
+            if image_of.setdefault(caption, image) != image:
+                raise UserError(
+                    f"{qrels} line {number}: caption {caption} is right with {image} and with "
+                    f"{image_of[caption]}; give qrels in which each caption has its own image"
+                )
+        if not image_of:
+            raise UserError(f"{qrels} has no line 'CAPTION 0 IMAGE 1'; give qrels of the captions")
+        self._captions = {name: k for k, name in enumerate(image_of)}
+        self._images = {name: k for k, name in enumerate(dict.fromkeys(image_of.values()))}
+        owners = np.array([self._images[image] for image in image_of.values()])
+        self.collection = Collection(
+            np.arange(len(self._images)), owners, list(self._images), list(self._captions)
+        )
+        self.depths: dict[str, int] = {}  # of the runs that were read: fewest targets of a query
+
+    def parts(self) -> Iterator[Part]:
+        """Both directions; targets that a run leaves out are equal, behind all that it has."""
+        ids, owners = self.collection.image_ids, self.collection.caption_image_ids
+        sides = (ids, ids), (np.arange(len(owners)), owners)
+        for side in SIDES:
+            yield make_part(side, 0, *sides, self._scores(side))
+
+    def _scores(self, side: str) -> np.ndarray:
+        path = self._paths[side]
+        queries, targets = self._images, self._captions
+        if side == "t2i":
+            queries, targets = targets, queries
+        scores = np.full((len(queries), len(targets)), np.nan)
+        for number, (query, _, target, _, score, _) in enumerate(_lines(path, 6), 1):
+            for name, known in ((query, queries), (target, targets)):
+                if name not in known:
+                    raise UserError(
+                        f"{path} line {number}: {name} is not in the qrels; give the runs of both "
+                        "directions as --i2t and --t2i, and the qrels of the captions"
+                    )
+            value = _number(score, path, number)
+            if not np.isfinite(value):
+                pair = f"{query} and {target}"
+                raise UserError(f"{path} line {number}: the score of {pair} is {score}")
+            if not np.isnan(scores[queries[query], targets[target]]):
+                raise UserError(f"{path} line {number}: {query} and {target} are there twice")
+            scores[queries[query], targets[target]] = value
+        listed = np.count_nonzero(~np.isnan(scores), axis=1)
+        if not listed.all():
+            name = list(queries)[int(np.argmin(listed))]
+            raise UserError(f"{path} has no line of query {name}; leave it out of the qrels too")
+        self.depths[side] = int(listed.min())
+        lowest = np.nanmin(scores, axis=1, keepdims=True)
+        # Smaller than the lowest in any floating-point size.
+        return np.where(np.isnan(scores), lowest - np.abs(lowest) - 1, scores)
+
+
+def _lines(path: Path, fields: int) -> Iterator[list[str]]:
+    if not path.is_file():
+        raise UserError(f"{path} is missing; give a file in the format of TREC")
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            found = line.split()
+            if len(found) != fields:
+                raise UserError(
+                    f"{path} line {number} has {len(found)} fields, not {fields}: "
+                    f"{line.strip()[:60]!r}"
+                )
+            yield found
+
+
+def _number(text: str, path: Path, line: int) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(f"{path} line {line}: {text!r} is no number") from None
