@@ -107,7 +107,7 @@ class _Answers:
                 self._item(hit.item)
                 | {
                     "score": round(hit.score, 4),
-                    "boxes": [] if boxes is None else boxes.round(4).tolist(),
+                    "boxes": [] if boxes is None else boxes.astype(float).round(4).tolist(),
                     "matches": [[word.region, round(word.similarity, 4)] for word in matches],
                 }
             )

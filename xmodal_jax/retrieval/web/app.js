@@ -91,7 +91,7 @@ function howLong(answer) {
   const parts = Object.entries(answer.milliseconds);
   const total = parts.reduce((sum, [, value]) => sum + value, 0);
   const each = parts.map(([what, value]) => `${what} ${value.toFixed(0)}`).join(", ");
-  return `${total.toFixed(0)} ms (${each})`;
+  return [` in ${total.toFixed(0)} ms`, make("span", "detail", ` (${each})`)];
 }
 
 function hintOf(answer) {
@@ -99,10 +99,7 @@ function hintOf(answer) {
   if (!answer.words.length) {
     return "This model has one vector for an image, so that no region answers a word.";
   }
-  const touch = matchMedia("(hover: none)").matches;
-  return touch
-    ? "Tap a word to see what answers it. Tap an image to find its like."
-    : "Point at a word, or at a region of an image. Click an image to find its like.";
+  return "Choose a word to see what answers it, or an image to find its like.";
 }
 
 function show(answer) {
@@ -119,7 +116,7 @@ function show(answer) {
   const items = answer.items.toLocaleString("en");
   if (answer.stage) {
     const how = answer.stage === "exact" ? "exact: each was scored" : "candidates of a first stage";
-    $("status").textContent = `${hits.length} of ${items} images in ${howLong(answer)}, ${how}`;
+    $("status").replaceChildren(`${hits.length} of ${items} images`, ...howLong(answer), `, ${how}`);
   } else {
     $("status").textContent = `${items} images. Describe one, or begin with one of these.`;
   }

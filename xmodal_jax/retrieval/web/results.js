@@ -58,6 +58,7 @@ function region(box, answers) {
   // The tag stands where there is room.
   const row = y1 > 0.16 ? "above" : y2 < 0.84 ? "below" : "inside";
   node.append(make("span", `tag ${row} ${x1 + x2 > 1 ? "right" : "left"}`));
+  node.middle = (y1 + y2) / 2;
   node.area = (x2 - x1) * (y2 - y1);
   node.answers = answers;
   return node;
@@ -168,6 +169,8 @@ export class Card {
   tell(region, ways) {
     for (const node of this.regions) node.classList.toggle("told", node === region);
     this.node.classList.toggle("telling", Boolean(region));
+    // Where the region is not.
+    this.said.classList.toggle("top", Boolean(region) && region.middle > 0.5);
     this.said.replaceChildren(
       ...(region ? region.answers : []).map(([word, similarity]) =>
         make("span", colour(word), `${this.words[word]} ${number(similarity)}`),
