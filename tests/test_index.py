@@ -284,3 +284,15 @@ def test_a_fingerprint_is_that_of_what_a_model_computes(teran):
     assert exported("teran").fingerprint == teran.fingerprint
     assert exported("teran", seed=1).fingerprint != teran.fingerprint
     assert exported("teran_mwsr").fingerprint != teran.fingerprint
+
+
+@pytest.mark.parametrize("variant", ["teran", "vse"])
+def test_boxes_are_those_of_valid_regions(variant, tmp_path):
+    model = exported(variant)
+    first, second = images(model, 5), images(model, 4, start=5, seed=1)
+    bare = Part(second.items, second.embeddings)
+    index = Index.build(tmp_path / "i", model, [first, bare])
+    for row in range(5):
+        expected = [box for box in first.boxes[row].tolist() if box != [0, 0, 0, 0]]
+        np.testing.assert_allclose(index.boxes(row), expected, atol=5e-4)
+    assert [index.boxes(row) for row in range(5, 9)] == [None] * 4

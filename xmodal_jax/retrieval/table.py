@@ -48,8 +48,16 @@ class Table:
 
     @functools.cached_property
     def width(self) -> int:
-        """The most vectors that an item has."""
-        return max((shard["mask"].shape[1] for shard in self._shards), default=0)
+        """The most vectors that an item has, or boxes where no vectors are kept."""
+        names = ("mask", "boxes")
+        found = [
+            next((shard[n].shape[1] for n in names if n in shard), 0) for shard in self._shards
+        ]
+        return max(found, default=0)
+
+    def has(self, row: int, name: str) -> bool:
+        """Whether the item of a row was stored with this array."""
+        return name in self._shards[np.searchsorted(self._starts, row, side="right") - 1]
 
     def take(self, rows: np.ndarray, names: Sequence[str]) -> Arrays:
         """The named arrays of some rows [n], padded to `width` vectors an item.
