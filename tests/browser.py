@@ -1,10 +1,10 @@
 """A headless Chromium for the tests of pages, with what it said and whom it asked.
 
-    with browser(width=1280, height=900) as driver:
-        driver.get(url)
-        ...
-        assert not console_messages(driver)
-        assert {urlsplit(url).netloc for url in requested(driver)} == {"127.0.0.1:8000"}
+with browser(width=1280, height=900) as driver:
+    driver.get(url)
+    ...
+    assert not console_messages(driver)
+    assert {urlsplit(url).netloc for url in requested(driver)} == {"127.0.0.1:8000"}
 """
 
 import contextlib
@@ -81,7 +81,7 @@ def console_messages(driver):
 
 
 def requested(driver):
-    """The addresses that pages asked for since this was last called; of files, data and blobs not."""
+    """The addresses that pages asked for since this was last called, but no files and no data."""
     events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
     urls = [
         event["params"]["request"]["url"]

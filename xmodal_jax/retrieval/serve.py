@@ -228,6 +228,25 @@ async def _invalid(request: Request, reason: Exception) -> Response:
     return error(400, f"{first['loc'][-1]}{given}: {first['msg']}")
 
 
+def make_server(app: FastAPI) -> uvicorn.Server:
+    """What speaks HTTP for the application, with limits of its own on connections and headers."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            http="h11",
+            ws="none",
+            lifespan="off",
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            limit_concurrency=256,
+            h11_max_incomplete_event_size=16 * 1024,
+            timeout_graceful_shutdown=5,
+        )
+    )
+
+
 def run(
     index: Index,
     host: str = "127.0.0.1",
@@ -257,25 +276,12 @@ def run(
         ) from None
     port = listening.getsockname()[1]
     _compile(index)
-    config = uvicorn.Config(
-        app,
-        http="h11",
-        ws="none",
-        lifespan="off",
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        limit_concurrency=256,
-        h11_max_incomplete_event_size=16 * 1024,
-        timeout_graceful_shutdown=5,
-    )
     address = f"[{host}]" if ":" in host else host
     print(f"http://{address}:{port} shows {len(index):,} images; Ctrl-C ends it", flush=True)
     if not local:
         print(f"note: whoever reaches port {port} of this machine sees them, too", flush=True)
     with contextlib.suppress(KeyboardInterrupt):
-        uvicorn.Server(config).run(sockets=[listening])
+        make_server(app).run(sockets=[listening])
 
 
 def _compile(index: Index) -> None:
