@@ -57,7 +57,8 @@ class Table:
 
     def has(self, row: int, name: str) -> bool:
         """Whether the item of a row was stored with this array."""
-        return name in self._shards[np.searchsorted(self._starts, row, side="right") - 1]
+        owner = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return name in self._shards[owner]
 
     def take(self, rows: np.ndarray, names: Sequence[str]) -> Arrays:
         """The named arrays of some rows [n], padded to `width` vectors an item.

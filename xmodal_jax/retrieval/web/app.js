@@ -107,8 +107,7 @@ function show(answer) {
   const texts = (answer.words ?? []).map(([from, to]) => characters.slice(from, to).join(""));
   const hits = answer.hits.filter((hit) => hit.id !== answer.like?.id);
   pinned = pointed = null;
-  words = [];
-  $("asked").hidden = true;
+  clearSentence();
   if (answer.text) showSentence(answer.text, answer.words);
   if (answer.like) showLike(answer.like);
   shown = cards(hits, texts, { point, pin, name, open: (id) => go({ like: id }) });
@@ -124,11 +123,18 @@ function show(answer) {
   $("more").hidden = !answer.stage || hits.length < FIRST || answer.k >= Math.min(MOST, answer.items);
 }
 
+function clearSentence() {
+  words = [];
+  $("sentence").replaceChildren();
+  $("asked").hidden = true;
+}
+
 function fail(message) {
   shown = [];
+  clearSentence();
   $("results").replaceChildren();
   $("status").textContent = $("hint").textContent = "";
-  $("asked").hidden = $("more").hidden = true;
+  $("more").hidden = true;
   $("error").textContent = message;
 }
 
