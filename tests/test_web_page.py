@@ -60,7 +60,9 @@ def all_of(page, selector):
 
 
 def texts(page, selector):
-    return [node.text for node in all_of(page, selector)]
+    # In one go: the page may put others in their place between two questions.
+    script = "return [...document.querySelectorAll(arguments[0])].map(node => node.innerText)"
+    return page.execute_script(script, selector)
 
 
 def is_shown(page, count=TOTAL):

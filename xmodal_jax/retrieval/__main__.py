@@ -3,6 +3,7 @@
   python -m xmodal_jax.retrieval index runs/demo/index --model runs/demo/export \\
     --dataset scenes --split test --pictures data/scenes_images
   python -m xmodal_jax.retrieval query runs/demo/index "a red circle left of a blue square"
+  python -m xmodal_jax.retrieval query runs/demo/index "a green star" --picture found.png
   python -m xmodal_jax.retrieval query runs/demo/index --like scenes_test_000003.png
   python -m xmodal_jax.retrieval serve runs/demo/index
 
@@ -30,6 +31,7 @@ from xmodal_jax.errors import UserError
 from xmodal_jax.retrieval import fitting
 from xmodal_jax.retrieval.index import STAGES, Answer, Index
 from xmodal_jax.retrieval.items import STORES, Part
+from xmodal_jax.retrieval.pictures import Pictures, draw_answer
 from xmodal_jax.retrieval.row_scores import SIDES
 from xmodal_jax.retrieval.words import matched_words
 
@@ -155,6 +157,13 @@ def query(args: argparse.Namespace) -> None:
         print(json.dumps(_as_json(made, answer)))
     else:
         _print_answer(made, answer)
+    if args.picture:
+        pictures = Pictures(_pictures(made, args))
+        draw_answer(made, answer, pictures).save(args.picture, format="PNG")
+
+
+def _pictures(made: Index, args: argparse.Namespace) -> str:
+    return args.pictures or made.store.about["pictures"]
 
 
 def serve(args: argparse.Namespace) -> None:
@@ -164,7 +173,8 @@ def serve(args: argparse.Namespace) -> None:
         raise UserError(f'{", ".join(missing)} not installed; pip install -e ".[serve]"')
     from xmodal_jax.retrieval import serve as page
 
-    page.run(_opened(args), args.host, args.port, pictures=args.pictures)
+    made = _opened(args)
+    page.run(made, args.host, args.port, pictures=_pictures(made, args))
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -217,6 +227,9 @@ def _parser() -> argparse.ArgumentParser:
         made.add_argument("--split", default="test", help="of the dataset (default: test)")
         made.add_argument("--data", default="data", help="where datasets are (default: data)")
 
+    def of_pictures(made: argparse.ArgumentParser) -> None:
+        made.add_argument("--pictures", help="directory of the images' files, if they moved")
+
     made = command(index, "make an index of a split of a dataset")
     of_dataset(made)
     made.add_argument("--model", required=True, help="directory of an export")
@@ -258,10 +271,12 @@ def _parser() -> argparse.ArgumentParser:
         help="only items with this value of a field, such as split=test; may be repeated",
     )
     made.add_argument("--json", action="store_true", help="print JSON")
+    made.add_argument("--picture", metavar="FILE.png", help="draw the best of them there")
+    of_pictures(made)
     made = command(serve, "show it as a web page, needs the extra [serve]")
     made.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this)")
     made.add_argument("--port", type=int, default=8000, help="0: any free one (default: 8000)")
-    made.add_argument("--pictures", help="directory of the images' files, if they moved")
+    of_pictures(made)
     return parser
 
 
