@@ -214,6 +214,21 @@ def test_markup_in_sentences_and_names_is_text(page, index, address):
     assert texts(page, ".like em") == [MARKUP] and page.title != "broken"
 
 
+def test_an_image_with_the_focus_names_the_words_of_its_regions(page, index, address):
+    search(page, address, q=SENTENCE)
+    answer = index.query_text(SENTENCE, 24)
+    page.find_element(By.ID, "q").click()
+    # The button and the words come before the first image.
+    ActionChains(page).send_keys(Keys.TAB * (1 + len(WORDS) + 1)).perform()
+    expected = {}
+    for word in matched_words(index, answer.query, answer.hits[0].row):
+        expected.setdefault(word.region, set()).add(word.text)
+    shown = [set(text.split()) for text in texts(page, ".card:first-child .tag")]
+    assert sorted(map(sorted, shown)) == sorted(map(sorted, expected.values()))
+    ActionChains(page).send_keys(Keys.TAB).perform()
+    assert not any(texts(page, ".card:first-child .tag"))
+
+
 def test_an_item_without_a_picture_shows_its_boxes_on_a_blank_one(page, index, address):
     search(page, address, q=SENTENCE)
     answer = index.query_text(SENTENCE, 24)
@@ -295,3 +310,11 @@ def test_a_mistake_is_told_and_the_next_search_works(shared, address):
     wait(lambda: is_shown(shared) and texts(shared, ".word") == ["red"])
     assert problem.text == ""
     assert all("404" in message for message in console_messages(shared))
+
+
+@pytest.mark.parametrize(("setting", "outcome"), [("", pytest.skip), ("1", pytest.fail)])
+def test_without_a_browser_tests_are_skipped_but_not_in_ci(monkeypatch, setting, outcome):
+    monkeypatch.setattr("shutil.which", lambda *_, **__: None)
+    monkeypatch.setenv("CI", setting)
+    with pytest.raises(outcome.Exception, match="bash launch/install.sh test"), browser():
+        pass

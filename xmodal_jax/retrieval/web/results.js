@@ -111,6 +111,8 @@ export class Card {
     const figure = picture(hit, rank <= 8);
     this.node.style.setProperty("--ratio", figure.ratio);
     link.append(figure);
+    link.addEventListener("focus", () => this.nameAll(link.matches(":focus-visible")));
+    link.addEventListener("blur", () => this.nameAll(false));
     this.node.append(link);
     if (!hit.picture) {
       const rest = hit.boxes.filter((box, at) => !hit.matches.some((match) => match[0] === at));
@@ -153,6 +155,7 @@ export class Card {
 
   // Lights up the region that answers a word, or none.
   light(word) {
+    this.lit = word;
     this.node.classList.toggle("lighting", word !== null);
     for (const node of this.regions) {
       const answer = node.answers.find((own) => own[0] === word);
@@ -163,6 +166,16 @@ export class Card {
     this.node.querySelectorAll(".bar").forEach((bar) => {
       bar.classList.toggle("on", bar.word === word);
     });
+  }
+
+  // Without a pointer: all regions show their words while the image has the focus.
+  nameAll(on) {
+    this.light(this.lit ?? null);
+    if (!on) return;
+    for (const node of this.regions) {
+      const names = node.answers.map(([word]) => this.words[word]);
+      node.firstChild.textContent = [...new Set(names)].join(" ");
+    }
   }
 
   // Shows the words that a region answers.
