@@ -229,6 +229,17 @@ def test_an_image_with_the_focus_names_the_words_of_its_regions(page, index, add
     assert not any(texts(page, ".card:first-child .tag"))
 
 
+def test_words_that_the_model_does_not_read_are_told(page, address):
+    sentence = "red square " * 15 + "..."
+    search(page, address, q=sentence)
+    # Of 24 tokens two are no words.
+    assert texts(page, ".word") == ["red", "square"] * 11
+    assert texts(page, ".unread")[0].split() == ["red", "square"] * 4 + ["..."]
+    assert "reads no more than 22 of these words" in page.find_element(By.ID, "hint").text
+    search(page, address, q="a red square!")
+    assert "no more than" not in page.find_element(By.ID, "hint").text
+
+
 def test_an_item_without_a_picture_shows_its_boxes_on_a_blank_one(page, index, address):
     search(page, address, q=SENTENCE)
     answer = index.query_text(SENTENCE, 24)

@@ -4,6 +4,8 @@ import { cards, colour, make } from "./results.js";
 
 const FIRST = 24;
 const MOST = 100;
+const LONG = 90; // characters, that are set smaller
+const LETTER = /[\p{L}\p{N}]/u;
 const $ = (id) => document.getElementById(id);
 
 let shown = []; // cards
@@ -53,6 +55,11 @@ function wordNode(text, at) {
   return node;
 }
 
+// What comes behind the last word.
+function restOf(text, places) {
+  return Array.from(text).slice(places.at(-1)?.[1] ?? 0).join("");
+}
+
 // The sentence with its words as buttons; what lies between them, and what the model did not read,
 // stays text. Places count characters, not JavaScript's units of them.
 function showSentence(text, places) {
@@ -66,8 +73,9 @@ function showSentence(text, places) {
     parts.push(node);
     return node;
   });
-  const rest = characters.slice(end).join("");
+  const rest = restOf(text, places);
   parts.push(places.length ? make("span", "unread", rest) : rest);
+  $("sentence").classList.toggle("long", characters.length > LONG);
   $("sentence").replaceChildren(...parts);
   $("asked").hidden = false;
 }
@@ -99,7 +107,9 @@ function hintOf(answer) {
   if (!answer.words.length) {
     return "This model has one vector for an image, so that no region answers a word.";
   }
-  return "Choose a word to see what answers it, or an image to find its like.";
+  const cut = `The model reads no more than ${answer.words.length} of these words. `;
+  const how = "Choose a word to see what answers it, or an image to find its like.";
+  return LETTER.test(restOf(answer.text, answer.words)) ? cut + how : how;
 }
 
 function show(answer) {
