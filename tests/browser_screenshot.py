@@ -24,7 +24,7 @@ _COMPLETE = (
 )
 
 
-def take(index, sentence, word, *, width=1120, height=700, dark=False):
+def take(index, sentence, word, *, width=1120, height=790, dark=False):
     """The page as a picture, after a click on a word of the sentence."""
     with served(serve.make_app(index)) as port, browser(width, height, dark=dark) as driver:
         for _ in range(2):  # The first search compiles; the second shows the time it takes.
