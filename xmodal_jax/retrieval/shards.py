@@ -43,7 +43,7 @@ class ArrayFiles:
         self._arrays: dict[str, np.ndarray] = {}
 
     def __contains__(self, name: str) -> bool:
-        return (self._path / f"{name}.npy").is_file()
+        return (self._path / f"{name}.npy").exists()
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self._arrays:
