@@ -66,13 +66,13 @@ function region(box, answers) {
 
 function regionsOf(hit) {
   const answers = new Map();
-  hit.matches.forEach(([number, similarity], word) => {
-    if (!answers.has(number)) answers.set(number, []);
-    answers.get(number).push([word, similarity]);
+  hit.matches.forEach(([at, similarity], word) => {
+    if (!answers.has(at)) answers.set(at, []);
+    answers.get(at).push([word, similarity]);
   });
-  const known = [...answers].filter(([number]) => hit.boxes[number]);
-  const nodes = known.map(([number, own]) =>
-    region(hit.boxes[number], own.sort((a, b) => b[1] - a[1])),
+  const known = [...answers].filter(([at]) => hit.boxes[at]);
+  const nodes = known.map(([at, own]) =>
+    region(hit.boxes[at], own.sort((a, b) => b[1] - a[1])),
   );
   // Smaller ones lie above larger ones, so that each can be pointed at.
   return nodes.sort((a, b) => b.area - a.area);
