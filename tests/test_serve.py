@@ -374,6 +374,21 @@ def test_models_without_regions_are_searched_too(tmp_path):
         assert answer["words"] == [] and all(hit["matches"] == [] for hit in answer["hits"])
 
 
+def test_what_was_removed_is_gone_and_an_empty_index_has_a_page(tmp_path):
+    index = tiny_index(tmp_path)
+    ids = [item.id for item in index.items()]
+    index.remove(ids[:1])
+    with served(serve.make_app(index)) as port:
+        refused(port, f"/image/{ids[0]}", 404, "no item")
+        refused(port, f"/api/similar?id={ids[0]}", 404, "no item")
+        assert ids[0] not in [hit["id"] for hit in told(port, "/api/search", q="red")["hits"]]
+        assert ask(port, f"/image/{ids[1]}")[0] == 200
+        index.remove(ids[1:])
+        for path, fields in (("browse", {}), ("search", {"q": "red"})):
+            answer = told(port, f"/api/{path}", **fields)
+            assert answer["items"] == 0 and answer["hits"] == []
+
+
 def test_pictures_that_are_gone_or_elsewhere(index, tmp_path):
     with pytest.raises(UserError, match=f"not at {tmp_path}/x; .*--pictures"):
         serve.make_app(index, pictures=tmp_path / "x")

@@ -312,6 +312,20 @@ def test_text_can_be_read(address, dark):
     assert len(set(marks)) == 8 and min(contrast(mark, "#16181d") for mark in marks) > 7
 
 
+def test_a_model_without_regions_finds_images_and_says_that_nothing_lights_up(shared, tmp_path):
+    index = tiny_index(tmp_path, "vse")
+    with served(serve.make_app(index)) as port:
+        search(shared, f"http://127.0.0.1:{port}/", q=SENTENCE)
+        assert "one vector for an image" in shared.find_element(By.ID, "hint").text
+        assert shared.find_element(By.ID, "sentence").text == SENTENCE
+        assert not all_of(shared, ".word, .bar, .region:not(.idle)")
+        index.remove([item.id for item in index.items()])
+        shared.refresh()
+        wait(lambda: "0 of 0 images" in shared.find_element(By.ID, "status").text)
+        assert shared.find_element(By.ID, "hint").text == ""
+    assert console_messages(shared) == []
+
+
 def test_a_mistake_is_told_and_the_next_search_works(shared, address):
     shared.get(f"{address}?{urlencode({'like': 'nobody'})}")
     problem = shared.find_element(By.ID, "error")

@@ -103,8 +103,8 @@ function howLong(answer) {
 }
 
 function hintOf(answer) {
-  if (!answer.text) return "";
-  if (!answer.words.length) {
+  if (!answer.text || !answer.hits.length) return "";
+  if (answer.kind === "vector") {
     return "This model has one vector for an image, so that no region answers a word.";
   }
   const cut = `The model reads no more than ${answer.words.length} of these words. `;
