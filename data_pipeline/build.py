@@ -96,6 +96,7 @@ download, seconds to build, and a right answer for every question that a model c
 
 Example:
     python -m data_pipeline.build synthetic --train 4000 --images data/scenes_images
+    python -m data_pipeline.build synthetic --images data/scenes_images --draw test
 """
 
 
@@ -249,6 +250,13 @@ def _parser() -> argparse.ArgumentParser:
         )
     synthetic.add_argument("--seed", type=int, default=0, help="default: 0")
     synthetic.add_argument("--images", help="also write the scenes as pictures there")
+    synthetic.add_argument(
+        "--draw",
+        nargs="+",
+        default=[],
+        metavar="SPLIT",
+        help="only write the pictures of these splits to --images, and no dataset",
+    )
     return parser
 
 
@@ -321,6 +329,18 @@ def _sizes(args: argparse.Namespace, captions: Splits) -> list[tuple[int, int]]:
     return found
 
 
+def _draw(args: argparse.Namespace) -> None:
+    if not args.images or args.check:
+        raise DataError("--draw writes pictures; say where with --images DIR, without --check")
+    source = _opener(args)()
+    assert isinstance(source, SyntheticScenes)
+    for split in args.draw:
+        count = len(source.contents(split).image_ids)
+        for number in range(count):
+            source.save_image(split, number)
+        print(f"{count:,} pictures of {split} are in {args.images}")
+
+
 def _writer(
     args: argparse.Namespace, make_source: Callable[[], Source], beam_args: Sequence[str]
 ) -> WriteShards:
@@ -336,6 +356,9 @@ def _writer(
 
 
 def _run(args: argparse.Namespace, beam_args: Sequence[str]) -> int:
+    if getattr(args, "draw", ()):
+        _draw(args)
+        return 0
     make_source = _opener(args)
     if args.check:
         report = check(make_source)

@@ -98,6 +98,18 @@ class SyntheticScenes:
         """The picture of an example, drawn again: the one its features were taken from."""
         return self._draw(split, index, self.scene(split, index))
 
+    def save_image(self, split: str, index: int) -> None:
+        """Writes the picture of an example into the directory of pictures."""
+        self._save(self.image(split, index), split, index)
+
+    def _save(self, picture: Image.Image, split: str, index: int) -> None:
+        assert self._images_dir is not None
+        self._images_dir.mkdir(parents=True, exist_ok=True)
+        picture.save(self._images_dir / self._file_name(split, index))
+
+    def _file_name(self, split: str, index: int) -> str:
+        return f"{self.name}_{split}_{index:06d}.png"
+
     def _check(self, split: str, index: int = 0) -> None:
         if split not in self._sizes:
             raise DataError(f"no split {split!r} in {self.name!r}; use one of {self.splits()}")
@@ -139,12 +151,10 @@ class SyntheticScenes:
         labels[: len(scene)] = [thing.shape + 1 for thing in scene]
         captions = caption_scene(self._rng(split, index, _CAPTIONS), group, index % GROUP)
         relations = _relations(boxes[: len(scene)], region_of)
-        file_name = f"{self.name}_{split}_{index:06d}.png"
         if self._images_dir is not None:
-            self._images_dir.mkdir(parents=True, exist_ok=True)
-            picture.save(self._images_dir / file_name)
+            self._save(picture, split, index)
         return {
-            "file_name": file_name,
+            "file_name": self._file_name(split, index),
             "size": np.array([SIDE, SIDE], np.int32),
             "regions": region_features(picture, boxes[order]).astype(np.float16),
             "boxes": boxes[order],

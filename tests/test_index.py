@@ -1,6 +1,7 @@
 """Searching an index: every score against loops over what is stored, at every size and stage."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -11,9 +12,10 @@ from tests.tiny_models import PREDICATES, REGIONS, WIDTH, WORDS, build, tiny_con
 from xmodal_jax.errors import UserError
 from xmodal_jax.export import ExportedModel
 from xmodal_jax.models.batch import encoder_spec
+from xmodal_jax.ops.embeddings import Embeddings
 from xmodal_jax.retrieval import scan
 from xmodal_jax.retrieval.fitting import fit_first_stage
-from xmodal_jax.retrieval.index import Index
+from xmodal_jax.retrieval.index import Index, Query
 from xmodal_jax.retrieval.items import Item, Part
 from xmodal_jax.retrieval.words import matched_words
 
@@ -284,3 +286,35 @@ def test_a_fingerprint_is_that_of_what_a_model_computes(teran):
     assert exported("teran").fingerprint == teran.fingerprint
     assert exported("teran", seed=1).fingerprint != teran.fingerprint
     assert exported("teran_mwsr").fingerprint != teran.fingerprint
+
+
+@pytest.mark.parametrize("variant", ["teran", "vse"])
+def test_boxes_are_those_of_valid_regions(variant, tmp_path):
+    model = exported(variant)
+    first, second = images(model, 5), images(model, 4, start=5, seed=1)
+    bare = Part(second.items, second.embeddings)
+    index = Index.build(tmp_path / "i", model, [first, bare])
+    for row in range(5):
+        expected = [box for box in first.boxes[row].tolist() if box != [0, 0, 0, 0]]
+        np.testing.assert_allclose(index.boxes(row), expected, atol=5e-4)
+    assert [index.boxes(row) for row in range(5, 9)] == [None] * 4
+
+
+def test_a_word_is_represented_by_its_letters_and_not_by_the_comma_beside_it():
+    """Pieces as BERT's tokenizer makes them; all values by hand."""
+    text = "coats, don't - ok"
+    pieces = ["coat", "s", ",", "don", "'", "t", "-", "ok"]
+    starts = [0, 4, 5, 7, 10, 11, 13, 15]
+    spans = np.array([[a, a + len(p)] for a, p in zip(starts, pieces, strict=True)])
+    best = [0.1, 0.3, 0.9, 0.2, 0.8, 0.1, 0.5, 0.4]
+    cosines = np.zeros((len(pieces), len(pieces)))
+    np.fill_diagonal(cosines, best)  # piece n is answered by region n
+    embeddings = Embeddings(np.zeros((1, 8, 1)), np.ones((1, 8), bool), np.zeros((1, 1)))
+    index = SimpleNamespace(similarities=lambda query, row: cosines)
+    found = matched_words(index, Query("captions", embeddings, text, spans), 0)
+    assert [(w.text, w.region, w.similarity) for w in found] == [
+        ("coats", 1, 0.3),
+        ("don't", 3, 0.2),
+        ("-", 6, 0.5),
+        ("ok", 7, 0.4),
+    ]

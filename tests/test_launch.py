@@ -171,6 +171,14 @@ def python_commands(checkout):
                 yield words[at + 1], words[at + 2 :]
 
 
+def options_of(parser, arguments):
+    """Those of a parser, and of the sub-command that the arguments name."""
+    known = dict(parser._option_string_actions)
+    for action in parser._subparsers._group_actions if parser._subparsers else ():
+        known |= action.choices[arguments[0]]._option_string_actions
+    return known
+
+
 def test_flags_of_all_commands_exist(checkout):
     """In the flags that xmodal_jax.main defines, or in the parser of another program."""
     seen = set()
@@ -178,15 +186,16 @@ def test_flags_of_all_commands_exist(checkout):
         seen.add(module)
         if module in ("pip", "pytest", "uv", "venv"):
             continue
-        program = importlib.import_module(module)
+        program = importlib.import_module(program_of(module))
         given = [a for a in arguments if a.startswith("--") and not a.startswith("--config.")]
         names = [a.partition("=")[0] for a in given]
         if module == "xmodal_jax.main":
             unknown = [n for n in names if n.removeprefix("--") not in flags.FLAGS]
         else:
-            unknown = [n for n in names if n not in program._parser()._option_string_actions]
+            unknown = [n for n in names if n not in options_of(program._parser(), arguments)]
         assert not unknown, f"{module} has no {unknown}"
     assert seen >= {"xmodal_jax.main", "xmodal_jax.sweep", "xmodal_jax.results", "pytest", "pip"}
+    assert seen >= {"xmodal_jax.retrieval", "data_pipeline.build"}
 
 
 def test_several_processes_are_always_told_so(checkout):
@@ -217,10 +226,18 @@ def test_files_that_are_named_exist():
             assert (ROOT / path).exists(), f"{name} names {path}"
 
 
+def program_of(module):
+    """The module that `python -m` runs: a file, or the __main__ of a package; None if none."""
+    for name in (module, f"{module}.__main__"):
+        if (ROOT / (name.replace(".", "/") + ".py")).is_file():
+            return name
+    return None
+
+
 def test_modules_that_are_named_exist():
     for name, text in text_of_all().items():
         for module in re.findall(r"-m ((?:xmodal_jax|data_pipeline)[\w.]*)", text):
-            assert (ROOT / (module.replace(".", "/") + ".py")).is_file(), f"{name} names {module}"
+            assert program_of(module), f"{name} names {module}"
 
 
 def test_fields_that_are_named_exist():
@@ -479,3 +496,61 @@ def test_a_tpu_worker_trains_once_at_a_time_and_stops(checkout):
     script(python, "echo broken; exit 2")
     failed = launch(checkout, "tpu_worker.sh", ["start", *TRAIN])
     assert failed.returncode == 2 and "broken" in failed.stderr and "ended at once" in failed.stderr
+
+
+def test_the_demo_ends_with_a_command_that_opens_what_it_made(checkout):
+    made = dry_run(checkout, ("demo.sh", [], {}))
+    index = next(words for words in commands(made) if "xmodal_jax.retrieval" in words)[4]
+    said = re.findall(
+        r"^say .*(\.venv/bin/python -m .*)\"$", (LAUNCH / "demo.sh").read_text(), re.M
+    )
+    program, *words = shlex.split(said[0].partition(" -m ")[2])
+    parser = importlib.import_module(program_of(program))._parser()
+    assert parser.parse_args(words).index == Path(index)
+    assert "install.sh serve" in made
+
+
+CALLED = """echo apt-get "$@" >>"$HOME/called"; echo Unpacking; exit $APT"""
+
+
+@pytest.fixture
+def bare(checkout):
+    """A machine with few programs: no browser, and an apt-get that writes down what it is told."""
+    programs = checkout / "programs"
+    programs.mkdir()
+    for name in ("bash", "cat", "cksum", "dirname", "env", "mkdir"):
+        (programs / name).symlink_to(shutil.which(name))
+    script(programs / "apt-get", CALLED)
+    script(programs / "id", "echo $ID")
+    script(programs / "python3", "exit 0")
+    python = checkout / "code" / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    script(python, "exit 0")
+    return checkout
+
+
+def installed(bare, **settings):
+    """What was said, and what apt-get was told."""
+    called = bare / "home" / "called"
+    called.unlink(missing_ok=True)
+    for stamp in (bare / "code" / ".venv").glob("installed-*"):
+        stamp.unlink()
+    path = str(bare / "programs")
+    found = launch(bare, "install.sh", ["test"], **{"PATH": path, "ID": "0", "APT": "0"} | settings)
+    assert found.returncode == 0, found.stderr
+    return found, called.read_text().splitlines() if called.exists() else []
+
+
+def test_a_browser_is_installed_where_that_can_be_done(bare):
+    found, called = installed(bare)
+    assert called[-1].endswith(" chromium chromium-driver") and " install " in called[-1]
+    assert found.stdout == "" and "note" not in found.stderr
+    # Where it fails the rest is installed all the same.
+    found, called = installed(bare, APT="100")
+    assert len(called) == 2 and "note: Chromium can't be installed here" in found.stderr
+    dry, called = installed(bare, DRY_RUN="1")
+    assert not called and "apt-get -qq install" in dry.stdout
+    # By others than root, or where there is one, nothing is.
+    assert not installed(bare, ID="1000")[1]
+    script(bare / "programs" / "chromedriver", "exit 0")
+    assert not installed(bare)[1]

@@ -325,3 +325,20 @@ def test_command_line_tells_mistakes_in_one_line(tmp_path, capsys):
     assert build_program.main(["scan", str(tmp_path), "--name", "x", "--out", str(tmp_path)]) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("error: no SPLIT_ims.npy in ") and captured.err.count("\n") == 1
+
+
+def test_pictures_of_a_split_are_drawn_without_a_dataset(tmp_path, capsys):
+    words = ["synthetic", "--train=8", "--dev=4", f"--out={tmp_path}/data"]
+    both = [f"--images={tmp_path}/both", "--test=0", "--name=tiny"]
+    assert build_program.main([*words, *both]) == 0
+    some = [f"--images={tmp_path}/some", "--name=tiny", "--draw", "dev"]
+    assert build_program.main([*words[:3], f"--out={tmp_path}/none", *some]) == 0
+    assert "4 pictures of dev" in capsys.readouterr().out
+    drawn = sorted(path.name for path in (tmp_path / "some").iterdir())
+    assert drawn == [f"tiny_dev_{n:06d}.png" for n in range(4)]
+    for name in drawn:
+        assert (tmp_path / "some" / name).read_bytes() == (tmp_path / "both" / name).read_bytes()
+    assert not (tmp_path / "none").exists()
+    for wrong, said in ((["--draw", "dev"], "--images"), ([*some, "val"], "no split 'val'")):
+        assert build_program.main([*words, *wrong]) == 2
+        assert said in capsys.readouterr().err

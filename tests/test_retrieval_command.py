@@ -1,10 +1,12 @@
 """The search from the command line, on a few drawn scenes and a model of random parameters."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from configs import demo
 from data_pipeline import input_pipeline
@@ -125,6 +127,31 @@ def test_it_grows_and_shrinks(made, index_words, tmp_path, capsys):
         found = json.loads(run(capsys, *words, "--stage", stage))
         assert len(found["hits"]) == 8 and found["stage"] == stage
     assert "every file is as it was written" in run(capsys, "verify", tmp_path / "i")
+
+
+def test_an_answer_is_drawn_also_when_model_and_pictures_moved(made, index_words, tmp_path, capsys):
+    words = [str(word) for word in index_words]
+    words[3] = str(shutil.copytree(made[0] / "export", tmp_path / "export"))
+    (tmp_path / "pictures").mkdir()
+    run(capsys, *words, "--pictures", tmp_path / "pictures")
+    (tmp_path / "export").rename(tmp_path / "model")
+    (tmp_path / "pictures").rename(tmp_path / "moved")
+    ask = ["query", tmp_path / "i", "a red circle", "-k", 3, "--picture", tmp_path / "out.png"]
+    assert "give its export, with --model" in run(capsys, *ask, expect=2)
+    ask += ["--model", tmp_path / "model"]
+    assert "say where they are, with --pictures" in run(capsys, *ask, expect=2)
+    # Of the three hits one has a picture, all red.
+    found = json.loads(run(capsys, *ask[:-4], "--json", *ask[-2:]))["hits"]
+    Image.new("RGB", (64, 64), (255, 0, 0)).save(tmp_path / "moved" / found[1]["file"])
+    run(capsys, *ask, "--pictures", tmp_path / "moved")
+    with Image.open(tmp_path / "out.png") as drawn:
+        assert drawn.format == "PNG" and drawn.width == 3 * 480 + 2 * 12
+        red = (np.asarray(drawn) == (255, 0, 0)).all(-1).sum(0)
+    columns = np.flatnonzero(red)
+    assert len(columns) and columns.min() >= 492 and columns.max() < 972
+    assert "every file is as it was" in run(
+        capsys, "verify", tmp_path / "i", "--model", tmp_path / "model"
+    )
 
 
 def test_mistakes_are_named(made, index_words, tmp_path, capsys):

@@ -3,7 +3,9 @@
   python -m xmodal_jax.retrieval index runs/demo/index --model runs/demo/export \\
     --dataset scenes --split test --pictures data/scenes_images
   python -m xmodal_jax.retrieval query runs/demo/index "a red circle left of a blue square"
+  python -m xmodal_jax.retrieval query runs/demo/index "a green star" --picture found.png
   python -m xmodal_jax.retrieval query runs/demo/index --like scenes_test_000003.png
+  python -m xmodal_jax.retrieval serve runs/demo/index
 
 The collection is a dataset that was built with data_pipeline.build or data_pipeline.extract, the
 model an export (--mode=export). An index may grow (add) and shrink (remove); a command that is
@@ -12,6 +14,7 @@ killed leaves it as it was before its last step.
 
 import argparse
 import dataclasses
+import importlib.util
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -28,10 +31,12 @@ from xmodal_jax.errors import UserError
 from xmodal_jax.retrieval import fitting
 from xmodal_jax.retrieval.index import STAGES, Answer, Index
 from xmodal_jax.retrieval.items import STORES, Part
+from xmodal_jax.retrieval.pictures import Pictures, draw_answer
 from xmodal_jax.retrieval.row_scores import SIDES
 from xmodal_jax.retrieval.words import matched_words
 
 _WORTH_FITTING = 1000  # items
+_OF_SERVE = ("fastapi", "uvicorn", "prometheus_client")  # the extra [serve]
 _ASKED = 2000  # captions that the first stage is fitted on
 
 
@@ -102,9 +107,17 @@ def _report(made: Index) -> None:
     )
 
 
+def _model(args: argparse.Namespace) -> export.ExportedModel | None:
+    return export.load(args.model) if args.model else None
+
+
+def _opened(args: argparse.Namespace) -> Index:
+    return Index.open(args.index, _model(args))
+
+
 def add(args: argparse.Namespace) -> None:
     """Adds a split to an index."""
-    made = Index.open(args.index)
+    made = _opened(args)
     parts, total = _parts(_collection(args, made.model), made.side)
     with _bar(total, "add") as bar:
         made.add(parts, bar.update)
@@ -113,20 +126,20 @@ def add(args: argparse.Namespace) -> None:
 
 def remove(args: argparse.Namespace) -> None:
     """Removes items."""
-    made = Index.open(args.index)
+    made = _opened(args)
     made.remove(args.ids)
     _report(made)
 
 
 def fit(args: argparse.Namespace) -> None:
     """Fits the first stage again."""
-    made = Index.open(args.index)
+    made = _opened(args)
     _fit(made, _collection(args, made.model) if args.dataset else None)
 
 
 def verify(args: argparse.Namespace) -> None:
     """Compares all checksums."""
-    _report(Index.open(args.index, verify=True))
+    _report(Index.open(args.index, _model(args), verify=True))
     print("every file is as it was written")
 
 
@@ -134,7 +147,7 @@ def query(args: argparse.Namespace) -> None:
     """Prints what fits a sentence, or what is like an item."""
     if bool(args.text) == bool(args.like):
         raise UserError("give a sentence, or an item of the index with --like ID")
-    made = Index.open(args.index)
+    made = _opened(args)
     how = {"stage": args.stage, "where": dict(_pair(text) for text in args.where)}
     if args.text:
         answer = made.query_text(args.text, args.k, **how)
@@ -144,6 +157,24 @@ def query(args: argparse.Namespace) -> None:
         print(json.dumps(_as_json(made, answer)))
     else:
         _print_answer(made, answer)
+    if args.picture:
+        pictures = Pictures(_pictures(made, args))
+        draw_answer(made, answer, pictures).save(args.picture, format="PNG")
+
+
+def _pictures(made: Index, args: argparse.Namespace) -> str:
+    return args.pictures or made.store.about["pictures"]
+
+
+def serve(args: argparse.Namespace) -> None:
+    """Shows an index as a web page."""
+    missing = [name for name in _OF_SERVE if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f'{", ".join(missing)} not installed; pip install -e ".[serve]"')
+    from xmodal_jax.retrieval import serve as page
+
+    made = _opened(args)
+    page.run(made, args.host, args.port, pictures=_pictures(made, args))
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -187,12 +218,17 @@ def _parser() -> argparse.ArgumentParser:
         made = commands.add_parser(run.__name__, help=what, description=run.__doc__)
         made.add_argument("index", type=Path, metavar="INDEX", help="its directory")
         made.set_defaults(run=run)
+        if run is not index:
+            made.add_argument("--model", help="its export, if it is not where it was")
         return made
 
     def of_dataset(made: argparse.ArgumentParser, required: bool = True) -> None:
         made.add_argument("--dataset", required=required, help="name of a built dataset")
         made.add_argument("--split", default="test", help="of the dataset (default: test)")
         made.add_argument("--data", default="data", help="where datasets are (default: data)")
+
+    def of_pictures(made: argparse.ArgumentParser) -> None:
+        made.add_argument("--pictures", help="directory of the images' files, if they moved")
 
     made = command(index, "make an index of a split of a dataset")
     of_dataset(made)
@@ -235,6 +271,12 @@ def _parser() -> argparse.ArgumentParser:
         help="only items with this value of a field, such as split=test; may be repeated",
     )
     made.add_argument("--json", action="store_true", help="print JSON")
+    made.add_argument("--picture", metavar="FILE.png", help="draw the best of them there")
+    of_pictures(made)
+    made = command(serve, "show it as a web page, needs the extra [serve]")
+    made.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this)")
+    made.add_argument("--port", type=int, default=8000, help="0: any free one (default: 8000)")
+    of_pictures(made)
     return parser
 
 

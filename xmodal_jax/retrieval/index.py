@@ -399,9 +399,14 @@ class Index:
     def boxes(self, row: int) -> np.ndarray | None:
         """float [R, 4] of a row's regions, x1, y1, x2, y2 in 0..1; None where there are none."""
         rows = np.array([row])
-        block = self._table.take(rows, ("boxes", "mask") if self.kind != "vector" else ("boxes",))
-        valid = block["mask"][0] if "mask" in block else slice(None)
-        return block["boxes"][0][valid].astype(np.float32)
+        if not self._table.has("boxes", rows):
+            return None
+        names = ("boxes", "mask") if self.kind != "vector" else ("boxes",)
+        block = self._table.take(rows, names)
+        boxes = block["boxes"][0].astype(np.float32)
+        # A model of one vector keeps no mask; what fills up is a box without width and height.
+        valid = block["mask"][0] if "mask" in block else (boxes[:, 2:] > boxes[:, :2]).all(1)
+        return boxes[valid]
 
     def similarities(self, query: Query, row: int) -> np.ndarray | None:
         """Cosines [R, W] of a row's vectors with the query's; None for a model without them."""

@@ -48,8 +48,17 @@ class Table:
 
     @functools.cached_property
     def width(self) -> int:
-        """The most vectors that an item has."""
-        return max((shard["mask"].shape[1] for shard in self._shards), default=0)
+        """The most vectors, or boxes, that an item has."""
+        # A model of kind vector keeps no mask, and an item may have no boxes.
+        names = ("mask", "boxes")
+        return max(
+            (s[name].shape[1] for s in self._shards for name in names if name in s), default=0
+        )
+
+    def has(self, name: str, rows: np.ndarray) -> bool:
+        """Whether all of these rows were stored with this array."""
+        owner = np.unique(np.searchsorted(self._starts, rows, side="right") - 1)
+        return all(name in self._shards[number] for number in owner)
 
     def take(self, rows: np.ndarray, names: Sequence[str]) -> Arrays:
         """The named arrays of some rows [n], padded to `width` vectors an item.

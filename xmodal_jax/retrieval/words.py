@@ -43,9 +43,11 @@ def matched_words(index: Index, query: Query, row: int) -> list[MatchedWord]:
     found = []
     for match in _WORD.finditer(query.text):
         own = np.flatnonzero((spans[:, 0] < match.end()) & (spans[:, 1] > match.start()))
+        # Some tokenizers have tokens for punctuation, which is no part of the word beside it.
+        letters = [any(map(str.isalnum, query.text[start:end])) for start, end in spans[own]]
+        own = own[letters] if any(letters) else own
         if len(own):
             token = own[best[own].argmax()]
-            # From the first to the last letter: punctuation beside a word is no part of it.
             start, end = int(spans[own, 0].min()), int(spans[own, 1].max())
             region = int(cosines[:, token].argmax())
             text = query.text[start:end]

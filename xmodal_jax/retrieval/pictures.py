@@ -1,0 +1,71 @@
+"""Pictures of an index's items, none outside of their directory is ever opened; answers drawn."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from xmodal_jax import visualize
+from xmodal_jax.errors import UserError
+from xmodal_jax.retrieval.index import Answer, Index
+from xmodal_jax.retrieval.items import Item
+from xmodal_jax.retrieval.words import matched_words
+
+# What browsers show and Pillow reads. SVG is left out: it may hold scripts.
+TYPES = {
+    ".bmp": "image/bmp",
+    ".gif": "image/gif",
+    ".jpeg": "image/jpeg",
+    ".jpg": "image/jpeg",
+    ".png": "image/png",
+    ".webp": "image/webp",
+}
+
+
+class Pictures:
+    """The pictures of an index's items."""
+
+    def __init__(self, directory: str | Path) -> None:
+        """directory: of the files that items name; "" where an index has none.
+
+        Raises:
+          UserError: it is not there.
+        """
+        if directory and not Path(directory).is_dir():
+            raise UserError(
+                f"the pictures are not at {directory}; say where they are, with --pictures"
+            )
+        self._directory = Path(directory).resolve() if directory else None
+
+    def path(self, item: Item) -> Path | None:
+        """The file of an item's picture; None where there is none.
+
+        A name that leads out of the directory, also by a link, is as good as none.
+        """
+        if self._directory is None or not item.file or "\0" in item.file:
+            return None
+        path = (self._directory / item.file).resolve()
+        shown = path.is_relative_to(self._directory) and path.suffix.lower() in TYPES
+        return path if shown and path.is_file() else None
+
+
+def draw_answer(index: Index, answer: Answer, pictures: Pictures, most: int = 5) -> Image.Image:
+    """The best hits side by side, with the region of each word.
+
+    Raises:
+      UserError: nothing was found.
+    """
+    if not answer.hits:
+        raise UserError(f"{index.store.directory} has no item that was asked for; nothing to draw")
+    drawn = []
+    for place, hit in enumerate(answer.hits[:most], 1):
+        boxes, path = index.boxes(hit.row), pictures.path(hit.item)
+        found = visualize.alignment_picture(
+            Image.open(path) if path else None,
+            np.zeros((0, 4)) if boxes is None else boxes,
+            [] if boxes is None else matched_words(index, answer.query, hit.row),
+            title=f"{place}. {hit.item.id} {hit.score:.3f} {answer.query.text}",
+            size=hit.item.size,
+        )
+        drawn.append(found)
+    return visualize.side_by_side(drawn)
