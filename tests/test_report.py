@@ -3,6 +3,8 @@
 import csv
 import itertools
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -385,13 +387,15 @@ def test_the_mean_of_seeds_is_tested_by_queries(tmp_path):
 
 
 def test_comparisons_that_make_no_sense(tmp_path, capsys):
-    (path, other) = reports(tmp_path, a=(0, 1.0), b=(0, 1.0, "--protocol", "5fold"))
+    folds = (0, 1.0, "--protocol", "5fold")
+    path, other, again = reports(tmp_path, a=(0, 1.0), b=folds, c=(1, 1.0))
     for words, said in (
         ([path], "needs at least 2 runs, not 1"),
         ([path, path], "is given twice"),
         ([path, other], "are not of the same images, captions and protocol"),
         ([path, str(tmp_path)], "is no report: it has no report.json"),
-        ([path, other, "--figures", "best"], "not of the same images"),
+        ([path, again, "--figures", "best"], "figure 'best' of a can't be tested; use i2t/r1,"),
+        ([path, again, "--figures", "i2t/median_rank"], "figure 'i2t/median_rank' of a can't"),
     ):
         assert program.main(["compare", *words]) == 2
         error = capsys.readouterr().err
@@ -408,6 +412,7 @@ def test_comparisons_that_make_no_sense(tmp_path, capsys):
         (["--i2t", "x"], "need all of --i2t"),
         (["none.npz"], "none.npz is missing"),
         (["FILE", "--trec", "5"], "--trec=5 writes files; give --out too"),
+        (["FILE", "--trec", "-5"], "--trec=-5; give 1 or more"),
         (["FILE", "--corrected"], "is no file name of COCO"),
         (["FILE", "--images", "none"], "none is no directory"),
         (["FILE", "--spice", "none.npy"], "none.npy is missing"),
@@ -430,3 +435,11 @@ def test_failures_are_the_worst_and_a_draw_of_the_others():
     worst = rank[chosen[:5]]
     assert worst.tolist() == sorted(rank, reverse=True)[:5]
     assert all(a <= b for a, b in itertools.pairwise(chosen[5:]))
+
+
+def test_reports_need_neither_jax_nor_tensorflow():
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(('jax', 'flax', 'tensorflow'))); "
+        "import xmodal_jax.report.__main__"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
