@@ -35,8 +35,9 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.model = models.teran_section()  # another model has other fields: configs/models.py
 
-    # How pairs are scored: auto, the fastest way that gives the same; pairs, each by itself and all
-    # with a gradient; mined, only the hardest negatives with one, on fake devices too.
+    # How pairs are scored: auto, the fastest way that was measured; pairs, each by itself and all
+    # with a gradient; mined, only the hardest negatives with one, on fake devices too; fused, in
+    # training by a kernel for TPUs, which was never run on one (ops/fused_alignment.py).
     config.scorer = "auto"
 
     config.loss = loss = ml_collections.ConfigDict()

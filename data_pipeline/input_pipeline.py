@@ -56,6 +56,15 @@ class Links(NamedTuple):
     region: np.ndarray
 
 
+class Content(NamedTuple):
+    """An image: its id, the name of its picture ("" if unknown), width and height, captions."""
+
+    image_id: int
+    file_name: str
+    size: tuple[int, int]
+    captions: tuple[str, ...]
+
+
 def num_examples(builder: tfds.core.DatasetBuilder, split: str) -> int:
     """Number of records, that is of images, of a split."""
     return split_info(builder, split).num_examples
@@ -265,6 +274,16 @@ def texts(builder: tfds.core.DatasetBuilder, split: str) -> Texts:
     within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
     caption_id = np.repeat(np.array(first, np.int64), count) + within
     return Texts(image_id, count, names, captions, np.repeat(image_id, count), caption_id)
+
+
+def contents(builder: tfds.core.DatasetBuilder, split: str) -> Iterator[Content]:
+    """What is known of every image beside its regions, in the order of `image_batches`."""
+    for record in _in_order(builder, split, ("image_id", "file_name", "size", "captions")):
+        width, height = record["size"].tolist()
+        texts = tuple(caption.decode("utf-8") for caption in record["captions"])
+        yield Content(
+            record["image_id"], record["file_name"].decode("utf-8"), (width, height), texts
+        )
 
 
 def links(builder: tfds.core.DatasetBuilder, split: str) -> Links:

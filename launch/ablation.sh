@@ -5,6 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/common.bash
+keep_compiled
 data=${1:?usage: bash launch/ablation.sh demo|flickr8k|flickr30k|coco [--seeds=N]}
 shift
 variants=cmsei,cmsei_no_spatial,cmsei_no_semantic,cmsei_no_graphs,cmsei_no_interaction

@@ -23,6 +23,11 @@ run() {
   fi
 }
 
+# Lets JAX keep what it compiles, for the next start; the variable may name another place.
+keep_compiled() {
+  export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$HOME/.cache/xmodal_jax/compiled}"
+}
+
 # Prints a message about what was done, hence not in a dry run.
 say() {
   [ "${DRY_RUN:-0}" = 1 ] || echo "$@"

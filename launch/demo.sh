@@ -4,6 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/common.bash
+keep_compiled
 run bash launch/install.sh
 run .venv/bin/python -m xmodal_jax.main --config=configs/demo.py:mean_pooled
 run .venv/bin/python -m xmodal_jax.main --config=configs/demo.py

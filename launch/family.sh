@@ -5,6 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/common.bash
+keep_compiled
 data=${1:?usage: bash launch/family.sh demo|flickr8k|flickr30k|coco [--seeds=N]}
 shift
 variants=vse,vse_infinity,vsrn,tern,tern_distilled,teran,chan,scan_t2i,scan_i2t,saf,sgr,cmsei

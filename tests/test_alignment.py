@@ -281,6 +281,7 @@ def test_candidate_scores_equal_loops_and_their_gradients(x64, monkeypatch, bloc
 
 def test_blocks_are_as_large_as_every_device_can_hold(monkeypatch):
     monkeypatch.setattr(alignment, "_NUMBERS_PER_BLOCK", 2 * 8 * 5 * 4)  # two captions
+    monkeypatch.setattr(alignment, "_CPU_SHARE", 1)
     rng = np.random.default_rng(0)
     make = lambda rows, items: Embeddings(
         rng.normal(size=(rows, items, 3)).astype(np.float32),

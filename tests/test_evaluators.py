@@ -121,6 +121,30 @@ def test_retrieval_equals_loops(data, alignment):
     assert found == pytest.approx({f"dev/{k}": v for k, v in expected.items()})
 
 
+@pytest.mark.parametrize("alignment", [None, ("MrSw", False)], ids=["padded", "packed"])
+def test_memory_does_not_grow_with_the_captions(data, alignment):
+    def peak(times):
+        """Most bytes of arrays that are alive when captions are asked for, beside those before."""
+        before = sum(x.nbytes for x in jax.live_arrays())
+        seen = []
+
+        def many_captions():
+            for _ in range(times):
+                for batch in caption_batches(data):
+                    seen.append(sum(x.nbytes for x in jax.live_arrays()) - before)
+                    yield batch
+
+        encoder = Encoder(Given(), four_devices())
+        split = RetrievalEvaluator(
+            Given(), encoder, lambda: image_batches(data), many_captions, alignment=alignment
+        ).scored_split({"table": data.table})
+        assert split.scores.shape == (IMAGES, times * CAPTIONS)
+        np.testing.assert_allclose(split.scores[:, -CAPTIONS:], split.scores[:, :CAPTIONS])
+        return max(seen)
+
+    assert peak(40) <= peak(20)
+
+
 def test_pooled_scores_are_the_dot_products_alone(data):
     evaluator = make(RetrievalEvaluator, Given(), data, score="pooled")
     scores = data.regions[:, 0] @ data.table[data.tokens[:, 0]].T

@@ -97,5 +97,6 @@ def test_mined_steps_on_two_devices_are_those_of_one():
 
 def test_an_unknown_scorer_is_named():
     config = tiny_config("teran", scorer="fast")
-    with pytest.raises(UserError, match="scorer='fast' is not known; use auto or pairs or mined"):
+    said = "scorer='fast' is not known; use auto or pairs or mined or fused"
+    with pytest.raises(UserError, match=said):
         Objective(build(config), config, mask_id=1)

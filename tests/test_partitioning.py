@@ -59,7 +59,7 @@ def lowered_step(variant, preset, batch_size):
     rows = NamedSharding(mesh, PartitionSpec("data"))
     batch = {name: placed(x, rows) for name, x in random_batch(config).items()}
     frozen = optimizer.frozen_mask(abstract.params, ())
-    step = make_train_step(model, tx, config, frozen=frozen, devices=8)
+    step = make_train_step(model, tx, config, frozen=frozen, mesh=mesh)
     return step.lower(state, batch).compile(), abstract
 
 

@@ -95,7 +95,7 @@ def run_steps(config, mesh, rules=(), steps=3):
     spec = batch_spec(config, WIDTH)
     state = train_state.create_state(model, tx, spec, shardings, seed=0)
     frozen = optimizer.frozen_mask(abstract.params, ())
-    step = make_train_step(model, tx, config, frozen=frozen, devices=mesh.shape["data"])
+    step = make_train_step(model, tx, config, frozen=frozen, mesh=mesh)
     found = []
     for seed in range(steps):
         batch = partitioning.put_batch(random_batch(config, seed), mesh)

@@ -180,6 +180,7 @@ class Experiment:
         encoder = Encoder(self.model, self.mesh)
         images, captions = self._batches()
         prefix = c.split + "/"
+        figures = self.dataset.info.metadata["splits"][c.split]
         check_scoring(c.score, c.rerank_top_k, self.model.kind)
         staged = c.rerank_top_k > 0 or c.score == "pooled"
         if staged and self.model.kind != "vector" and self.config.loss.pooled_weight <= 0:
@@ -199,6 +200,7 @@ class Experiment:
                 protocol=c.protocol,
                 prefix=prefix,
                 progress=progress,
+                items=figures["images"] + figures["captions"],
             )
         ]
         if c.pointing:

@@ -12,9 +12,10 @@ The directory holds `params/` (Orbax), `model.json` and `tokenizer/`.
 
 import dataclasses
 import functools
+import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import jax
 import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict
 
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer
 from xmodal_jax import train_state
@@ -46,14 +48,26 @@ class ExportedModel:
     feature_width: int
     max_regions: int
     max_tokens: int
+    max_relations: int
     predicates: tuple[str, ...]  # of the scene graphs the model was trained with; their numbers
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of sizes, parameters and tokenizer: equal for models that encode alike."""
+        digest = hashlib.sha256(repr((self.model, self.max_regions, self.max_tokens)).encode())
+        words = ["a", "dog", "red", "sofa", "1", "x y"]
+        digest.update(self.tokenizer.encode(words, 8).ids.tobytes())
+        for name, value in sorted(flatten_dict(self.params, sep="/").items()):
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(value).tobytes())
+        return digest.hexdigest()
 
     def encode_text(self, captions: Sequence[str]) -> Embeddings:
         """Embeddings of C captions; longer ones than max_tokens are cut."""
         if isinstance(captions, str):
             raise UserError(f"captions is one string, {captions!r}; give a list: [{captions!r}]")
         encoded = self.tokenizer.encode(list(captions), self.max_tokens)
-        return self._encode("encode_text", tokens=encoded.ids, token_mask=encoded.mask)
+        return self.encode_batch("encode_text", {"tokens": encoded.ids, "token_mask": encoded.mask})
 
     def encode_image(
         self,
@@ -87,9 +101,8 @@ class ExportedModel:
         if not ((valid >= 0) & (valid <= 1)).all():
             raise UserError("boxes are not in 0..1; divide pixels by the image's width and height")
         graph = self._scene_graph(relations, regions.shape[:2]) if relations else {}
-        return self._encode(
-            "encode_image", regions=regions, boxes=boxes, region_mask=region_mask, **graph
-        )
+        batch = {"regions": regions, "boxes": boxes, "region_mask": region_mask}
+        return self.encode_batch("encode_image", batch | graph)
 
     def _scene_graph(
         self, relations: tuple[np.ndarray, np.ndarray], shape: tuple[int, int]
@@ -117,8 +130,9 @@ class ExportedModel:
         """Scores [B, C] of all images with all captions."""
         return np.asarray(self._score_all(self.params, images, captions))
 
-    def _encode(self, method: str, **batch: np.ndarray) -> Embeddings:
-        return self._apply(self.params, batch, method=method)
+    def encode_batch(self, method: str, batch: Mapping[str, np.ndarray]) -> Embeddings:
+        """What `encode_image` or `encode_text` of the model makes of these fields of a batch."""
+        return self._apply(self.params, dict(batch), method=method)
 
     @functools.cached_property
     def _apply(self) -> Callable[..., Embeddings]:
@@ -162,6 +176,7 @@ def save(
         "feature_width": feature_width,
         "max_regions": config.data.max_regions,
         "max_tokens": config.data.max_tokens,
+        "max_relations": config.data.max_relations,
         "predicates": list(predicates),
     }
     (aside / "model.json").write_text(json.dumps(content, indent=2) + "\n")
@@ -207,5 +222,7 @@ def load(directory: str | Path) -> ExportedModel:
         feature_width=width,
         max_regions=content["max_regions"],
         max_tokens=content["max_tokens"],
+        # Exports made before the search do not say it.
+        max_relations=content.get("max_relations", 16 if predicates else 0),
         predicates=predicates,
     )

@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from xmodal_jax import losses
 from xmodal_jax.augment import Batch, augment
@@ -20,10 +21,11 @@ from xmodal_jax.ops.alignment import (
     pooled_score,
     score_matrix,
 )
+from xmodal_jax.ops.best_regions import MODES, best_region_scores, check_mode
 from xmodal_jax.ops.embeddings import Embeddings
 
 Params = Any
-SCORERS = ("auto", "pairs", "mined")
+SCORERS = ("auto", "pairs", "mined", "fused")
 
 
 def encode_in_parts(
@@ -78,13 +80,15 @@ def mined_hinge_loss(
 class Objective:
     """(parameters, batch, step, key) -> loss, with dropout and augmentation."""
 
-    def __init__(self, model: nn.Module, config: Any, mask_id: int, devices: int = 1) -> None:
+    def __init__(
+        self, model: nn.Module, config: Any, mask_id: int, mesh: Mesh | None = None
+    ) -> None:
         """config: the whole configuration; mask_id: token that replaces masked words.
 
-        devices: among which the batch is split.
+        mesh: over whose axis "data" the batch is split; None: one device.
         """
         self._model, self._config, self._mask_id = model, config, mask_id
-        self._devices = devices
+        self._mesh, self._devices = mesh, mesh.shape["data"] if mesh else 1
         self._loss = losses.make_loss(config.loss)
         self._check(config.loss)
         self._mines = self._can_mine() and self._mining_pays()
@@ -95,7 +99,7 @@ class Objective:
         return c.kind == "hinge" and c.distill_weight <= 0 and self._model.kind != "vector"
 
     def _mining_pays(self) -> bool:
-        if self._config.scorer != "auto":
+        if self._config.scorer in ("pairs", "mined"):
             return self._config.scorer == "mined"
         # Fake devices may wait for ever: XLA for CPU (JAX 0.10) starts collectives that do not
         # depend on each other in any order, and has fewer threads than there are devices.
@@ -111,6 +115,8 @@ class Objective:
                 "scorer='mined' is for loss.kind=hinge without distillation, and a model of kind "
                 f"tokens or pair; this one has {c.kind} and {self._model.kind}, use auto"
             )
+        if self._config.scorer == "fused":
+            self._check_fused()
         for field in ("candidates", "pooled_weight", "distill_weight"):
             if c[field] < 0:
                 raise UserError(f"loss.{field}={c[field]}; give 0 or more")
@@ -126,6 +132,19 @@ class Objective:
             )
         if c.distill_weight > 0:
             check_teacher(self._model)
+
+    def _check_fused(self) -> None:
+        if self._model.alignment is None:
+            raise UserError(
+                "scorer='fused' is for models that are scored by the alignment of words and "
+                f"regions, as teran and chan; {self._config.model.name} is not, use auto"
+            )
+        check_mode(self._model.alignment[0])
+        if jax.default_backend() not in ("tpu", "cpu"):
+            raise UserError(
+                "scorer='fused' is a kernel for TPUs, and interpreted on CPUs; this is a "
+                f"{jax.default_backend()}, use auto"
+            )
 
     def __call__(self, params: Params, batch: Batch, step: jax.Array, key: jax.Array) -> jax.Array:
         """The loss of one batch."""
@@ -148,7 +167,7 @@ class Objective:
             return total + self._loss(scores, positives | ~scored, step)
         if self._mines:
             return total + self._mined_loss(params, images, captions, positives, step)
-        scores = self._matrix(score, images, captions, self._model.kind)
+        scores = self._all_scores(score, images, captions)
         total += self._loss(scores, positives, step)
         if c.distill_weight > 0:
             teacher = teacher_scorer(self._model, params)
@@ -171,16 +190,14 @@ class Objective:
         def hardest() -> jax.Array:
             fixed = jax.lax.stop_gradient((images, captions))
             fixed_score = pair_scorer(self._model, jax.lax.stop_gradient(params))
-            scores = self._matrix(fixed_score, *fixed, kind=self._model.kind)
+            scores = self._all_scores(fixed_score, *fixed)
             return mined_hinge_loss(score, scores, images, captions, positives, c.margin)
 
         if c.sum_steps <= 0:
             return hardest()
 
         def every() -> jax.Array:
-            return self._loss(
-                self._matrix(score, images, captions, self._model.kind), positives, step
-            )
+            return self._loss(self._all_scores(score, images, captions), positives, step)
 
         return jax.lax.cond(step < c.sum_steps, every, hardest)
 
@@ -193,6 +210,21 @@ class Objective:
 
         inputs = {name: batch[name] for name in fields if name in batch}
         return encode_in_parts(encode, inputs, key, self._config.train.encode_parts)
+
+    def _all_scores(self, score: PairScorer, images: Embeddings, captions: Embeddings) -> jax.Array:
+        """The model's scores of all pairs, in the way of `config.scorer`."""
+        scorer, alignment = self._config.scorer, self._model.alignment
+        if scorer == "pairs" or alignment is None or alignment[0] not in MODES:
+            return self._matrix(score, images, captions, self._model.kind)
+        return best_region_scores(
+            images,
+            captions,
+            mode=alignment[0],
+            fill_zero=alignment[1],
+            chunk=self._config.loss.chunk,
+            mesh=self._mesh,
+            fused=scorer == "fused",
+        )
 
     def _matrix(
         self, score: PairScorer, images: Embeddings, captions: Embeddings, kind: str

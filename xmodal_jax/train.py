@@ -117,7 +117,7 @@ class Loop:
             config,
             frozen=frozen_mask(experiment.abstract.params, tuple(config.optimizer.frozen)),
             mask_id=experiment.tokenizer.mask_id,
-            devices=experiment.mesh.shape["data"],
+            mesh=experiment.mesh,
         )
         self._pending: tuple[int, np.ndarray, Metrics] | None = None
         self._collapse = CollapseWatch(collapse_level(config.loss, config.train.batch_size))

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from xmodal_jax.objective import Batch, Objective
 from xmodal_jax.train_state import Params, TrainState
@@ -23,7 +24,7 @@ def make_train_step(
     *,
     frozen: Params,
     mask_id: int = 0,
-    devices: int = 1,
+    mesh: Mesh | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The jitted step (state, batch) -> (state, metrics); the given state is consumed.
 
@@ -33,12 +34,12 @@ def make_train_step(
       config: the whole configuration.
       frozen: tree of bools like the parameters; True leaves get no gradient.
       mask_id: token that replaces masked words.
-      devices: among which the batch is split, that is the size of the mesh's axis "data".
+      mesh: over whose axis "data" the batch is split; None: one device.
 
     A loss or gradient that is not finite leaves the state as it was but for `halted`, after which
     no step changes anything: the host may look at the metrics late and nothing is lost.
     """
-    objective = Objective(model, config, mask_id, devices)
+    objective = Objective(model, config, mask_id, mesh)
 
     def with_frozen(params: Params, *args: Any) -> jax.Array:
         stop = lambda p, f: jax.lax.stop_gradient(p) if f else p

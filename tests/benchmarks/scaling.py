@@ -73,7 +73,7 @@ def measure(devices: int) -> dict[str, float]:
     rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     batch = {name: placed(x, rows) for name, x in spec.items()}
     frozen = optimizer.frozen_mask(params, tuple(config.optimizer.frozen))
-    step = make_train_step(model, tx, config, frozen=frozen, devices=mesh.shape["data"])
+    step = make_train_step(model, tx, config, frozen=frozen, mesh=mesh)
     traced = step.trace(state, batch)
     compiled = traced.lower().compile()
     sent, memory = collectives(compiled.as_text()), compiled.memory_analysis()

@@ -10,7 +10,9 @@
                 masked with 0, maximum, sum, captions padded to 88; one image with all captions, and
                 then, for the other direction, 5 captions with all images; scaled to all
   train         hardest-negative loss of a batch and its gradients: mined (at most 3 B pairs with a
-                gradient, objective.py), all (every pair with one), torch (einsum), reference
+                gradient, objective.py), all (every pair with one, ops/best_regions.py), pairs (the
+                same by ops/alignment.py, which computes similarities twice), torch (einsum),
+                reference
   memory        temporary memory of the mined loss for a batch of 4,096, compiled and not run
 
 Embeddings are random unit vectors, 36 regions an image, captions of about 11.5 words as in COCO.
@@ -37,6 +39,7 @@ from xmodal_jax import losses
 from xmodal_jax.objective import mined_hinge_loss
 from xmodal_jax.ops import packing
 from xmodal_jax.ops.alignment import alignment_score, score_matrix
+from xmodal_jax.ops.best_regions import best_region_scores
 from xmodal_jax.ops.embeddings import Embeddings
 
 REGIONS, WORDS, WIDTH, MARGIN = 36, 32, 1024, 0.2
@@ -211,12 +214,19 @@ def train_torch(batch: int, scores: Callable[..., Any], repeats: int) -> Line:
 def mined_loss(images: Embeddings, captions: Embeddings) -> jax.Array:
     """The loss that training chooses, of a scorer without parameters."""
     positives = jnp.eye(images.mask.shape[0], dtype=bool)
-    fixed = score_matrix(SCORE, *jax.lax.stop_gradient((images, captions)))
+    fixed = best_region_scores(*jax.lax.stop_gradient((images, captions)), mode="MrSw")
     return mined_hinge_loss(SCORE, fixed, images, captions, positives, MARGIN)
 
 
 def all_pairs_loss(images: Embeddings, captions: Embeddings) -> jax.Array:
     """The same loss with a gradient through every pair."""
+    positives = jnp.eye(images.mask.shape[0], dtype=bool)
+    scores = best_region_scores(images, captions, mode="MrSw")
+    return losses.hinge_loss(scores, positives, margin=MARGIN)
+
+
+def by_pairs_loss(images: Embeddings, captions: Embeddings) -> jax.Array:
+    """The same from the scorer of a pair."""
     positives = jnp.eye(images.mask.shape[0], dtype=bool)
     return losses.hinge_loss(score_matrix(SCORE, images, captions), positives, margin=MARGIN)
 
@@ -301,7 +311,9 @@ def main() -> None:
     mined = {dtype: train(args, mined_loss, dtype) for dtype in DTYPES}
     for dtype, line in mined.items():
         show(what="train mined", dtype=dtype, **line)
-    show(what="train all", dtype="float32", **train(args, all_pairs_loss, "float32"))
+    for name, loss in (("all", all_pairs_loss), ("pairs", by_pairs_loss)):
+        for dtype in DTYPES:
+            show(what=f"train {name}", dtype=dtype, **train(args, loss, dtype))
     einsum = apart(train_torch, args.batch, einsum_scores, args.repeats)
     show(what="train torch", **einsum)
     expanded = apart(train_torch, args.batch, reference_scores, args.repeats)

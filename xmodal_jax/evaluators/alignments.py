@@ -37,10 +37,9 @@ class Aligner:
     def __call__(self, params: Any, image_ids: np.ndarray) -> list[str]:
         """C texts, of each caption with the image that has the given id [C]."""
         images = self._encoder.images(params, self._image_batches)
-        captions = self._encoder.captions(params, self._caption_batches)
         every, row_of = by_image_id(images)
         out: list[str] = []
-        for block, rows in zip(captions.blocks, captions.rows, strict=True):
+        for block, rows in self._encoder.caption_blocks(params, self._caption_batches):
             count = int(rows["mask"].sum())
             wanted = [row_of[int(image)] for image in image_ids[len(out) : len(out) + count]]
             # Filler rows at the end get any image.

@@ -1,7 +1,7 @@
-"""A split encoded once: image and caption embeddings in blocks, with their ids."""
+"""A split encoded once, in blocks: all of them kept, or one after the other."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,8 @@ from xmodal_jax import partitioning
 from xmodal_jax.models.batch import IMAGE_FIELDS, TEXT_FIELDS
 from xmodal_jax.ops.embeddings import Embeddings
 
-Batches = Callable[[], Iterable[dict[str, np.ndarray]]]
+Rows = dict[str, np.ndarray]
+Batches = Callable[[], Iterable[Rows]]
 
 
 @dataclasses.dataclass
@@ -24,7 +25,7 @@ class Encoded:
     """
 
     blocks: list[Embeddings]
-    rows: list[dict[str, np.ndarray]]
+    rows: list[Rows]
 
     @property
     def image_ids(self) -> np.ndarray:
@@ -55,20 +56,43 @@ class Encoder:
 
     def images(self, params: Any, batches: Batches) -> Encoded:
         """Encodes every image once."""
-        return self._run(params, batches, "encode_image", IMAGE_FIELDS)
+        return _kept(self.image_blocks(params, batches))
 
     def captions(self, params: Any, batches: Batches) -> Encoded:
         """Encodes every caption once."""
+        return _kept(self.caption_blocks(params, batches))
+
+    def image_blocks(self, params: Any, batches: Batches) -> Iterator[tuple[Embeddings, Rows]]:
+        """The blocks of `images` one by one, each with what its rows are."""
+        return self._run(params, batches, "encode_image", IMAGE_FIELDS)
+
+    def caption_blocks(self, params: Any, batches: Batches) -> Iterator[tuple[Embeddings, Rows]]:
+        """The blocks of `captions` one by one, each with what its rows are."""
         return self._run(params, batches, "encode_text", TEXT_FIELDS)
 
-    def _run(self, params: Any, batches: Batches, method: str, fields: tuple[str, ...]) -> Encoded:
-        out = Encoded([], [])
+    def _run(
+        self, params: Any, batches: Batches, method: str, fields: tuple[str, ...]
+    ) -> Iterator[tuple[Embeddings, Rows]]:
+        ahead = None
         for batch in batches():
             chosen = {k: v for k, v in batch.items() if k in fields}
             inputs = partitioning.put_batch(chosen, self.mesh)
-            out.blocks.append(self._encode(params, inputs, method=method))
-            out.rows.append({k: v for k, v in batch.items() if k not in (*IMAGE_FIELDS, "tokens")})
-        return out
+            block = self._encode(params, inputs, method=method)
+            rows = {k: v for k, v in batch.items() if k not in (*IMAGE_FIELDS, "tokens")}
+            # One block ahead: the devices encode while the caller works on the one before.
+            if ahead is not None:
+                yield ahead
+            ahead = block, rows
+        if ahead is not None:
+            yield ahead
+
+
+def _kept(blocks: Iterable[tuple[Embeddings, Rows]]) -> Encoded:
+    out = Encoded([], [])
+    for block, rows in blocks:
+        out.blocks.append(block)
+        out.rows.append(rows)
+    return out
 
 
 def by_image_id(images: Encoded) -> tuple[Embeddings, dict[int, int]]:

@@ -61,12 +61,11 @@ class GroundingEvaluator:
     def outcomes(self, params: Any) -> dict[str, Outcome]:
         """100 or 0 for each phrase; its region has the highest sum over the phrase's words."""
         images = self._encoder.images(params, self._image_batches)
-        captions = self._encoder.captions(params, self._caption_batches)
         every, row_of = by_image_id(images)
         boxes = np.concatenate([batch["boxes"] for batch in self._image_batches()])
         owners: list[int] = []
         found: list[tuple[bool, bool]] = []
-        for block, rows in zip(captions.blocks, captions.rows, strict=True):
+        for block, rows in self._encoder.caption_blocks(params, self._caption_batches):
             own = np.array([row_of.get(int(image), 0) for image in rows["image_id"]])
             pairs = jax.tree.map(lambda x, own=own: x[own], every)
             sim = partitioning.fetch(_similarities(pairs, block))

@@ -49,11 +49,10 @@ class PointingEvaluator:
     def outcomes(self, params: Any) -> dict[str, Outcome]:
         """`pointing`: 100 for each linked word with the right region, 0 for the others."""
         images = self._encoder.images(params, self._image_batches)
-        captions = self._encoder.captions(params, self._caption_batches)
         every, row_of = by_image_id(images)
         owners: list[int] = []
         hits: list[float] = []
-        for block, rows in zip(captions.blocks, captions.rows, strict=True):
+        for block, rows in self._encoder.caption_blocks(params, self._caption_batches):
             own = np.array([row_of.get(int(image), 0) for image in rows["image_id"]])
             best = partitioning.fetch(
                 _best_regions(jax.tree.map(lambda x, r=own: x[r], every), block)

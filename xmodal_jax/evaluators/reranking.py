@@ -131,6 +131,7 @@ class RerankingEvaluator(RetrievalEvaluator):
         protocol: str = "full",
         prefix: str = "",
         progress: bool = False,
+        items: int | None = None,
     ) -> None:
         """Args: as of RetrievalEvaluator; top_k: candidates of each query, in both directions."""
         super().__init__(
@@ -142,24 +143,26 @@ class RerankingEvaluator(RetrievalEvaluator):
             protocol=protocol,
             prefix=prefix,
             progress=progress,
+            items=items,
         )
         self._top_k = top_k
         self._scorer = CandidateScorer(model, encoder.mesh)
 
     def parts(self, params: Any) -> Iterator[Part]:
-        """Both directions of every fold; candidates are chosen within each fold."""
-        images, captions = self.encode(params)
-        first = self.scores(params, images, captions)
+        """Both directions of every fold; candidates are chosen within each fold.
+
+        Embeddings of all images and captions are held, by the host too.
+        """
+        images = self._encoder.images(params, self._image_batches)
+        captions = self._encoder.captions(params, self._caption_batches)
         image_ids, caption_ids = images.image_ids, captions.image_ids
+        with self._bar("first stage", len(caption_ids)) as bar:
+            first = self.scores(
+                params, images, zip(captions.blocks, captions.rows, strict=True), bar
+            )
         numbers = np.arange(len(image_ids)), np.arange(len(caption_ids))
         all_images, all_captions = images.on_host(), captions.on_host()
-        with tqdm(
-            total=len(image_ids) + len(caption_ids),
-            desc="re-ranking",
-            unit="query",
-            leave=False,
-            disable=not self._progress,
-        ) as bar:
+        with self._bar("re-ranking", len(image_ids) + len(caption_ids)) as bar:
             rerank = partial(self.rerank, params, bar=bar)
             for fold, (rows, columns) in enumerate(folds(image_ids, caption_ids, self._protocol)):
                 part = first[rows][:, columns]

@@ -20,6 +20,8 @@ PairScorer = Callable[[Embeddings, Embeddings], jax.Array]
 LSE_TEMPERATURE = 0.1  # of MrLSEw
 # Numbers held at once by `score_matrix`: 2**24 of them are 64 MiB in float32.
 _NUMBERS_PER_BLOCK = 2**24
+# On a CPU a quarter of that takes half the time: the memory of a block is touched while it is near.
+_CPU_SHARE = 4
 
 
 def similarities(image: Embeddings, caption: Embeddings) -> jax.Array:
@@ -134,7 +136,8 @@ def score_matrix(
       score: scorer of one pair.
       images: I images; captions: C captions.
       chunk: captions scored at once; 0 chooses it so that the largest array of one block stays
-        near 64 MiB on each device. Blocks are recomputed in the backward pass, not stored.
+        near 64 MiB on each device, or 16 MiB on a CPU. Blocks are recomputed in the backward
+        pass, not stored.
       kind: that of the model. A pair of kind "pair" holds vectors for each region and word, and
         not only their similarities.
       devices: among which the images are split.
@@ -142,11 +145,12 @@ def score_matrix(
     count = captions.mask.shape[0]
     if chunk <= 0:
         words = captions.mask.shape[1]
-        per_caption = images.mask.size * words
+        chunk = captions_at_once(images.mask.size * words, devices)
         if kind == "pair":
             longest = max(images.mask.shape[1], words)
             per_caption = images.mask.shape[0] * longest * images.tokens.shape[-1]
-        chunk = max(1, min(count, devices * _NUMBERS_PER_BLOCK // max(per_caption, 1)))
+            chunk = max(1, devices * _NUMBERS_PER_BLOCK // max(per_caption, 1))
+        chunk = min(count, chunk)
 
     @jax.checkpoint
     def block(part: Embeddings) -> jax.Array:
@@ -155,15 +159,21 @@ def score_matrix(
 
     if chunk >= count:
         return block(captions)
-    blocks = -(-count // chunk)
-    padding = blocks * chunk - count
-
-    def split(x: jax.Array) -> jax.Array:
-        padded = jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1))
-        return padded.reshape((blocks, chunk, *x.shape[1:]))
-
-    scores = jax.lax.map(block, jax.tree.map(split, captions))
+    scores = jax.lax.map(block, jax.tree.map(lambda x: split_rows(x, chunk), captions))
     return jnp.moveaxis(scores, 0, 1).reshape(images.mask.shape[0], -1)[:, :count]
+
+
+def captions_at_once(numbers: int, devices: int = 1) -> int:
+    """Captions of a block, each of which has so many similarities on all devices together."""
+    share = _CPU_SHARE if jax.default_backend() == "cpu" else 1
+    return max(1, devices * _NUMBERS_PER_BLOCK // (share * max(numbers, 1)))
+
+
+def split_rows(x: jax.Array, size: int) -> jax.Array:
+    """[N, ...] -> [blocks, size, ...], the last block filled up with zeros."""
+    blocks = -(-x.shape[0] // size)
+    padded = jnp.pad(x, [(0, blocks * size - x.shape[0])] + [(0, 0)] * (x.ndim - 1))
+    return padded.reshape((blocks, size, *x.shape[1:]))
 
 
 def draw_candidates(

@@ -1,0 +1,286 @@
+"""Searching an index: every score against loops over what is stored, at every size and stage."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from data_pipeline.tokenizer import WordTokenizer
+from tests.tiny_models import PREDICATES, REGIONS, WIDTH, WORDS, build, tiny_config
+from xmodal_jax.errors import UserError
+from xmodal_jax.export import ExportedModel
+from xmodal_jax.models.batch import encoder_spec
+from xmodal_jax.retrieval import scan
+from xmodal_jax.retrieval.fitting import fit_first_stage
+from xmodal_jax.retrieval.index import Index
+from xmodal_jax.retrieval.items import Item, Part
+from xmodal_jax.retrieval.words import matched_words
+
+VOCABULARY = [f"word{n}" for n in range(26)]
+COUNT = 37
+SENTENCE = "word3 word7, word1"
+
+
+def exported(variant, seed=0, **changes):
+    """A model of random parameters."""
+    config = tiny_config(variant, **changes)
+    model = build(config)
+    spec = encoder_spec(1, REGIONS, WIDTH, WORDS, config.data.max_relations)
+    params = jax.jit(model.init)(
+        jax.random.key(seed), {k: np.zeros(x.shape, x.dtype) for k, x in spec.items()}
+    )["params"]
+    tokenizer = WordTokenizer(VOCABULARY)
+    sizes = (WIDTH, REGIONS, WORDS, config.data.max_relations)
+    return ExportedModel(model, params, tokenizer, *sizes, ("p",) * PREDICATES)
+
+
+@pytest.fixture(scope="module")
+def teran():
+    return exported("teran")
+
+
+def images(model, count=COUNT, start=0, seed=0):
+    """A part of images with several numbers of regions."""
+    rng = np.random.default_rng(seed)
+    mask = np.arange(REGIONS) < rng.integers(2, REGIONS + 1, (count, 1))
+    corners = rng.uniform(0, 0.5, (count, REGIONS, 2))
+    boxes = np.concatenate([corners, corners + 0.25], -1) * mask[..., None]
+    regions = rng.standard_normal((count, REGIONS, WIDTH)) * mask[..., None]
+    encoded = model.encode_image(regions.astype(np.float32), boxes.astype(np.float32), mask)
+    items = [Item(f"i{start + n}", fields={"third": str(n % 3)}) for n in range(count)]
+    return Part(items, jax.tree.map(np.asarray, encoded), boxes)
+
+
+def captions(model, texts):
+    items = [Item(f"c{n}", text=text) for n, text in enumerate(texts)]
+    return Part(items, jax.tree.map(np.asarray, model.encode_text(texts)))
+
+
+def stored(part, row):
+    """Tokens and pooled vector of an item as int8 keeps them, worked out one vector at a time."""
+    out = []
+    for x in (*part.embeddings.tokens[row], part.embeddings.pooled[row]):
+        step = np.abs(x).max() / 127
+        out.append(np.round(x / step) * step if step else x)
+    valid = part.embeddings.mask[row]
+    return np.array([x for x, keep in zip(out[:-1], valid, strict=True) if keep]), out[-1]
+
+
+def loops(kind, mode, image, caption):
+    """Score of (regions, pooled) with (words, pooled) by its definition."""
+    if kind == "vector":
+        return float(np.dot(image[1], caption[1]))
+    best = [max(float(np.dot(r, w)) for r in image[0]) for w in caption[0]]
+    if mode == "MrAVGw":
+        return sum(best) / len(best)
+    if mode == "MrLSEw":
+        return float(np.log(sum(np.exp(b / 0.1) for b in best)))
+    assert mode == "MwSr"
+    return sum(max(float(np.dot(r, w)) for w in caption[0]) for r in image[0])
+
+
+def plain(part, row):
+    valid = part.embeddings.mask[row]
+    return part.embeddings.tokens[row][valid], part.embeddings.pooled[row]
+
+
+def check(answer, expected, k=10):
+    """The hits are the k rows of the highest expected scores."""
+    assert [hit.row for hit in answer.hits] == list(np.argsort(-expected, kind="stable")[:k])
+    found = [hit.score for hit in answer.hits]
+    np.testing.assert_allclose(found, np.sort(expected)[::-1][:k], atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("variant", "mode", "changes"),
+    [
+        ("teran", "MrAVGw", {}),
+        ("chan", "MrLSEw", {"model.similarity.mode": "MrLSEw"}),
+        ("teran_mwsr", "MwSr", {}),
+        ("vse", "", {}),
+    ],
+)
+def test_scores_are_those_of_loops(variant, mode, changes, tmp_path):
+    model = exported(variant, **changes)
+    part = images(model)
+    index = Index.build(tmp_path / "i", model, [part])
+    asked = captions(model, [SENTENCE])
+    query = plain(asked, 0)
+    expected = np.array([loops(index.kind, mode, stored(part, n), query) for n in range(COUNT)])
+    check(index.query_text(SENTENCE), expected)
+    # The other way round: captions are stored, an image asks.
+    texts = [f"word{n % 26} word{n % 7} word{n % 5}" for n in range(COUNT)]
+    part = captions(model, texts)
+    index = Index.build(tmp_path / "c", model, [part], side="captions")
+    rng = np.random.default_rng(1)
+    regions = rng.standard_normal((4, WIDTH)).astype(np.float32)
+    boxes = np.tile(np.array([0.1, 0.1, 0.6, 0.7], np.float32), (4, 1))
+    encoded = jax.tree.map(np.asarray, model.encode_image(regions[None], boxes[None]))
+    image = plain(Part([], encoded), 0)
+    expected = np.array([loops(index.kind, mode, image, stored(part, n)) for n in range(COUNT)])
+    found = index.query_image(regions, boxes)
+    # Captions that are equal are in any order.
+    scores = [hit.score for hit in found.hits]
+    np.testing.assert_allclose(scores, np.sort(expected)[::-1][:10], atol=2e-5)
+    np.testing.assert_allclose(scores, expected[[hit.row for hit in found.hits]], atol=2e-5)
+
+
+def test_a_pair_model_scores_what_its_vectors_name(tmp_path):
+    model = exported("scan_t2i")
+    part = images(model)
+    index = Index.build(tmp_path / "i", model, [part], store="float16")
+    about = fit_first_stage(index)
+    assert about["name"] == "pooled" and index.store.first_stage == about
+    half = dataclasses.replace(
+        part.embeddings,
+        tokens=part.embeddings.tokens.astype(np.float16).astype(np.float32),
+        pooled=part.embeddings.pooled.astype(np.float16).astype(np.float32),
+    )
+    asked = captions(model, [SENTENCE])
+    expected = model.scores(half, asked.embeddings)[:, 0]
+    check(index.query_text(SENTENCE, stage="exact"), expected)
+    check(index.query_text(SENTENCE, stage="staged", candidates=COUNT), expected)
+    few = index.query_text(SENTENCE, 3, stage="staged", candidates=5)
+    named = np.argsort(-(part.embeddings.pooled @ asked.embeddings.pooled[0]))[:5]
+    order = sorted(named, key=lambda row: -expected[row])[:3]
+    assert [hit.row for hit in few.hits] == order and few.stage == "staged"
+
+
+def test_many_blocks_on_eight_devices_are_as_one(teran, tmp_path, monkeypatch):
+    part = images(teran)
+    whole = Index.build(tmp_path / "one", teran, [part]).query_text(SENTENCE, 7)
+    monkeypatch.setattr(scan, "_BLOCK_BYTES", 1)
+    index = Index.build(tmp_path / "many", teran, [part])
+    assert jax.device_count() == 8
+    answer = index.query_text(SENTENCE, 7)
+    assert [(h.item.id, h.row) for h in answer.hits] == [(h.item.id, h.row) for h in whole.hits]
+    monkeypatch.setattr(scan, "_RESIDENT_BYTES", 1)  # Read from the files for each query.
+    again = Index.open(tmp_path / "many", teran).query_text(SENTENCE, 7)
+    assert [h.row for h in again.hits] == [h.row for h in whole.hits]
+    assert len(index.query_text(SENTENCE, 1000).hits) == COUNT
+
+
+def test_it_grows_and_shrinks(teran, tmp_path):
+    parts = [images(teran, 10, 10 * n, seed=n) for n in range(3)]
+    index = Index.build(tmp_path / "i", teran, parts[:1])
+    fit_first_stage(index)
+    said = []
+    assert index.add(parts[1:], said.append) == 20 and said == [10, 10]
+    query = plain(captions(teran, [SENTENCE]), 0)
+    expected = np.array(
+        [loops("tokens", "MrAVGw", stored(p, n), query) for p in parts for n in range(10)]
+    )
+    for stage in ("exact", "staged"):
+        check(index.query_text(SENTENCE, stage=stage), expected)
+    best = index.query_text(SENTENCE).hits[0].item.id
+    index.remove([best, "i20"])
+    assert len(index) == 28 and best not in {item.id for item in index.items()}
+    expected[[int(best[1:]), 20]] = -np.inf
+    for opened in (index, Index.open(tmp_path / "i", teran, verify=True)):
+        for stage in ("exact", "staged"):
+            check(opened.query_text(SENTENCE, stage=stage), expected)
+    third = np.array([n % 10 % 3 == 1 for n in range(30)])
+    narrowed = np.where(third, expected, -np.inf)
+    answer = index.query_text(SENTENCE, 5, where={"third": "1"})
+    check(answer, narrowed, 5)
+    assert index.query_text(SENTENCE, where={"third": "7"}).hits == []
+    # An id that was removed may come again.
+    again = dataclasses.replace(parts[2], items=[Item("i20")] + [Item(f"n{n}") for n in range(9)])
+    index.add([again])
+    assert len(index) == 38 and index.row("i20") == 30
+
+
+def test_mistakes_leave_what_was_there(teran, tmp_path):
+    index = Index.build(tmp_path / "i", teran, [images(teran, 4)])
+    twice = images(teran, 3, 4)
+    twice.items[2] = twice.items[0]
+    broken = images(teran, 3, 4)
+    tokens = np.array(broken.embeddings.tokens)
+    tokens[1, 0, 0] = np.nan
+    broken = dataclasses.replace(broken, embeddings=broken.embeddings.replace(tokens=tokens))
+    for part, message in (
+        (images(teran, 3, 3), "the index has an item 'i3' already"),
+        (twice, "the index has an item 'i4' already"),
+        (broken, "the embeddings of 'i5' are not finite"),
+    ):
+        before = len(index)
+        with pytest.raises(UserError, match=message):
+            index.add([images(teran, 1, 100 + len(index)), part])
+        # The part before it stays.
+        assert len(index.items()) == len(index) == before + 1
+        index = Index.open(tmp_path / "i", teran, verify=True)
+        assert index.item(f"i{100 + len(index) - 1}")
+    assert len(index) == 7
+    with pytest.raises(UserError, match="has no item 'nope'"):
+        index.remove(["i0", "nope"])
+    assert len(Index.open(tmp_path / "i", teran)) == 7
+    with pytest.raises(UserError, match="made with another model than the one given"):
+        Index.open(tmp_path / "i", exported("teran", seed=1))
+    with pytest.raises(UserError, match=r"the model of .* is not at \(no path\); give its export"):
+        Index.open(tmp_path / "i")
+    with pytest.raises(UserError, match="store='int3' is not known; use int8 or float16"):
+        Index.build(tmp_path / "j", teran, store="int3")
+    with pytest.raises(UserError, match="k=0; give 1 or more"):
+        index.query_text(SENTENCE, 0)
+    with pytest.raises(UserError, match="has no first stage; make one with"):
+        index.query_text(SENTENCE, stage="staged")
+    assert not (tmp_path / "j").exists()
+
+
+def test_a_build_that_fails_or_is_killed_is_no_index(teran, tmp_path):
+    def parts():
+        yield images(teran, 4)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Index.build(tmp_path / "i", teran, parts())
+    assert not (tmp_path / "i").exists()
+    # What is left of it does not come in the way.
+    index = Index.build(tmp_path / "i", teran, [images(teran, 3)])
+    assert len(index) == 3 and len(Index.open(tmp_path / "i", teran, verify=True)) == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["i"]
+
+
+def test_an_empty_index_finds_nothing(teran, tmp_path):
+    index = Index.build(tmp_path / "i", teran)
+    assert len(index) == 0 and index.query_text(SENTENCE).hits == []
+    with pytest.raises(UserError, match="is empty; add items first"):
+        fit_first_stage(index)
+
+
+def test_the_likes_of_an_image(teran, tmp_path):
+    part = images(teran)
+    index = Index.build(tmp_path / "i", teran, [part])
+    rows = [stored(part, n)[0] for n in range(COUNT)]
+    expected = np.array(
+        [np.mean([max(float(np.dot(r, q)) for r in row) for q in rows[5]]) for row in rows]
+    )
+    check(index.query_item("i5"), expected)
+    assert index.query_item("i5").hits[0].item.id == "i5"
+
+
+def test_words_and_the_regions_that_answer_them(teran, tmp_path):
+    part = images(teran)
+    index = Index.build(tmp_path / "i", teran, [part])
+    query = index.text_query(SENTENCE)
+    words, _ = plain(captions(teran, [SENTENCE]), 0)
+    regions, _ = stored(part, 3)
+    cosines = [[float(np.dot(r, w)) for w in words] for r in regions]
+    np.testing.assert_allclose(index.similarities(query, 3), cosines, atol=1e-5)
+    found = matched_words(index, query, 3)
+    assert [word.text for word in found] == ["word3", "word7", "word1"]
+    assert [SENTENCE[word.start : word.end] for word in found] == [word.text for word in found]
+    for n, word in enumerate(found):
+        column = [row[n] for row in cosines]
+        assert word.region == int(np.argmax(column))
+        assert word.similarity == pytest.approx(max(column), abs=1e-5)
+    valid = part.embeddings.mask[3]
+    np.testing.assert_allclose(index.boxes(3), part.boxes[3][valid], atol=1e-3)
+    assert matched_words(index, index.item_query("i3"), 3) == []
+
+
+def test_a_fingerprint_is_that_of_what_a_model_computes(teran):
+    assert exported("teran").fingerprint == teran.fingerprint
+    assert exported("teran", seed=1).fingerprint != teran.fingerprint
+    assert exported("teran_mwsr").fingerprint != teran.fingerprint

@@ -1,0 +1,155 @@
+"""The search from the command line, on a few drawn scenes and a model of random parameters."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from configs import demo
+from data_pipeline import input_pipeline
+from data_pipeline.region_captions import open_dataset
+from tests.tiny_models import one_device_mesh
+from xmodal_jax import export
+from xmodal_jax.evaluators.encoding import Encoder
+from xmodal_jax.evaluators.retrieval import RetrievalEvaluator
+from xmodal_jax.experiment import Experiment
+from xmodal_jax.retrieval.__main__ import main
+from xmodal_jax.retrieval.index import Index
+
+SIZES = {"train": 16, "dev": 8, "test": 24}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """(directory of data, export, scores [I, C] of the test split, captions' texts)."""
+    directory = tmp_path_factory.mktemp("search")
+    config = demo.get_config("teran").unlock()
+    config.data.dir = str(directory / "data")
+    config.data.synthetic_sizes.update(SIZES)
+    config.model.text.update(num_layers=1, width=16, num_heads=2, mlp_dim=16)
+    config.model.update(region_layers=1, embed_dim=16, num_heads=2, mlp_dim=16)
+    config.train.batch_size = config.evaluate.batch_size = 8
+    config.evaluate.split = "test"
+    experiment = Experiment.create(config)
+    params = jax.device_get(experiment.new_state().params)
+    export.save(
+        directory / "export",
+        experiment.model,
+        params,
+        experiment.tokenizer,
+        config,
+        experiment.feature_width,
+        experiment.predicates,
+    )
+    sizes = dict(split="test", batch_size=8)
+    evaluator = RetrievalEvaluator(
+        experiment.model,
+        Encoder(experiment.model, one_device_mesh()),
+        lambda: input_pipeline.image_batches(experiment.dataset, max_regions=12, **sizes),
+        lambda: input_pipeline.caption_batches(
+            experiment.dataset, tokenizer=experiment.tokenizer, max_tokens=24, **sizes
+        ),
+    )
+    contents = input_pipeline.contents(experiment.dataset, "test")
+    texts = [text for image in contents for text in image.captions]
+    return directory, evaluator.scored_split(params).scores, texts
+
+
+def run(capsys, *words, expect=0):
+    assert main([str(word) for word in words]) == expect
+    printed = capsys.readouterr()
+    return printed.out if expect == 0 else printed.err
+
+
+@pytest.fixture
+def index_words(made, tmp_path):
+    directory = made[0]
+    return [
+        *("index", tmp_path / "i", "--model", directory / "export"),
+        *("--dataset", "scenes", "--data", directory / "data"),
+    ]
+
+
+def test_it_finds_what_the_evaluation_finds(made, index_words, tmp_path, capsys):
+    _, scores, texts = made
+    printed = run(capsys, *index_words, "--store", "float16")
+    assert "24 images" in printed and "model of kind tokens" in printed
+    for column in (0, 17, len(texts) - 1):
+        words = ("query", tmp_path / "i", texts[column], "-k", 24, "--json")
+        found = json.loads(run(capsys, *words))
+        expected = scores[:, column]
+        assert found["stage"] == "exact" and len(found["hits"]) == 24
+        rows = [int(hit["id"].removesuffix(".png").split("_")[-1]) for hit in found["hits"]]
+        assert sorted(rows) == list(range(24))
+        assert all(hit["file"] == hit["id"] for hit in found["hits"])
+        np.testing.assert_allclose([h["score"] for h in found["hits"]], expected[rows], atol=2e-3)
+        said = " ".join(word["text"] for word in found["hits"][0]["words"])
+        assert said == texts[column].rstrip(".")
+    table = run(capsys, "query", tmp_path / "i", texts[0], "-k", 2)
+    assert table.count("scenes_test_") == 2 and "24 images asked in" in table
+    name = "scenes_test_000003.png"
+    like = json.loads(run(capsys, "query", tmp_path / "i", "--like", name, "--json"))
+    assert like["hits"][0]["id"] == name
+
+
+def test_captions_are_asked_by_images(made, index_words, tmp_path, capsys):
+    directory, scores, texts = made
+    assert f"{len(texts)} captions" in run(capsys, *index_words, "--side", "captions")
+    index = Index.open(tmp_path / "i")
+    model = export.load(directory / "export")
+    dataset = open_dataset(directory / "data", "scenes")
+    sizes = dict(split="test", batch_size=8, max_regions=model.max_regions)
+    batch = next(input_pipeline.image_batches(dataset, **sizes))
+    valid = batch["region_mask"][5]
+    answer = index.query_image(batch["regions"][5][valid], batch["boxes"][5][valid], k=4)
+    best = np.sort(scores[5])[::-1][:4]
+    np.testing.assert_allclose([hit.score for hit in answer.hits], best, atol=0.02)
+    assert all(hit.item.text in texts for hit in answer.hits)
+    assert run(capsys, "query", tmp_path / "i", "red", expect=2).startswith(
+        "error: an index of captions is asked by images"
+    )
+
+
+def test_it_grows_and_shrinks(made, index_words, tmp_path, capsys):
+    run(capsys, *index_words)
+    of_dataset = ("--dataset", "scenes", "--data", made[0] / "data")
+    assert "32 images" in run(capsys, "add", tmp_path / "i", *of_dataset, "--split", "dev")
+    again = run(capsys, "add", tmp_path / "i", *of_dataset, expect=2)
+    assert again.startswith("error: the index has an item 'scenes_test_000000.png' already")
+    assert "31 images" in run(capsys, "remove", tmp_path / "i", "scenes_test_000002.png")
+    first = run(capsys, "fit", tmp_path / "i", *of_dataset)
+    assert "first stage (lemur): 100.0 % of the exact ten best" in first
+    words = ("query", tmp_path / "i", "a red circle", "-k", 40, "--json", "--where", "split=dev")
+    for stage in ("exact", "staged"):
+        found = json.loads(run(capsys, *words, "--stage", stage))
+        assert len(found["hits"]) == 8 and found["stage"] == stage
+    assert "every file is as it was written" in run(capsys, "verify", tmp_path / "i")
+
+
+def test_mistakes_are_named(made, index_words, tmp_path, capsys):
+    fails = lambda *words: run(capsys, *words, expect=2)
+    assert "is no index: it has no manifest.json" in fails("query", tmp_path / "none", "red")
+    run(capsys, *index_words)
+    assert "holds an index already" in fails(*index_words)
+    assert "give a sentence, or an item of the index" in fails("query", tmp_path / "i")
+    assert "has no item 'x'" in fails("query", tmp_path / "i", "--like", "x")
+    where = fails("query", tmp_path / "i", "red", "--where", "dev")
+    assert "--where=dev is not NAME=VALUE, such as split=test" in where
+    words = [str(word) for word in index_words]
+    words[1] = str(tmp_path / "j")
+    assert "no dataset 'other'" in fails(*["other" if w == "scenes" else w for w in words])
+    assert "'val'" in fails(*words, "--split", "val")
+    assert not (tmp_path / "j").exists()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").touch()
+    words[1] = str(tmp_path / "full")
+    assert f"{tmp_path / 'full'} is not empty; give another directory" in fails(*words)
+    words[3] = str(tmp_path / "nowhere")
+    assert "is not an export" in fails(*words)
+
+
+def test_help_teaches(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    assert "--dataset scenes --split test" in capsys.readouterr().out

@@ -1,0 +1,6 @@
+"""Search: a collection is encoded once, kept in an index, and asked by sentence or by image."""
+
+from xmodal_jax.retrieval.index import Hit, Index
+from xmodal_jax.retrieval.items import Item, Part
+
+__all__ = ["Hit", "Index", "Item", "Part"]

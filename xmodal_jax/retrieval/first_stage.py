@@ -1,0 +1,108 @@
+"""The cheap search that names candidates: one vector an item, one dot product a pair.
+
+A model of kind "pair" has trained vectors for it, the pooled ones. Under word-region alignment
+those are not trained, and LEMUR finds vectors whose products are nearly the alignment score.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Protocol
+
+import numpy as np
+
+from xmodal_jax.ops.embeddings import Embeddings
+from xmodal_jax.retrieval import lemur
+from xmodal_jax.retrieval.items import compress
+from xmodal_jax.retrieval.shards import ArrayFiles
+
+
+class Codes(Protocol):
+    """Vectors of images and captions whose dot product stands for their score."""
+
+    def image_codes(self, images: Embeddings) -> np.ndarray:
+        """[n, M]."""
+
+    def caption_codes(self, captions: Embeddings) -> np.ndarray:
+        """[n, M]."""
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What is kept of it."""
+
+
+class PooledCodes:
+    """The pooled vectors as they are."""
+
+    def image_codes(self, images: Embeddings) -> np.ndarray:
+        """[n, D]."""
+        return np.asarray(images.pooled, np.float32)
+
+    caption_codes = image_codes
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Nothing was fitted."""
+        return {}
+
+
+@dataclasses.dataclass(frozen=True)
+class FirstStage:
+    """Codes of an index's items, and of what is asked.
+
+    Attributes:
+      name: "pooled" or "lemur".
+      centre: [M], taken from the items' codes: it is the same for all of them in every product,
+        and without it more of their differences fits into int8.
+    """
+
+    name: str
+    side: str
+    codes: Codes
+    centre: np.ndarray
+
+    @classmethod
+    def fit(cls, codes: Codes, side: str, sample: Embeddings) -> "FirstStage":
+        """Of some of an index's items."""
+        name = "pooled" if isinstance(codes, PooledCodes) else "lemur"
+        stage = cls(name, side, codes, np.zeros(0, np.float32))
+        return dataclasses.replace(stage, centre=stage._items(sample).mean(axis=0))
+
+    @classmethod
+    def load(cls, name: str, side: str, files: ArrayFiles) -> "FirstStage":
+        """As it was saved."""
+        fields = [field.name for field in dataclasses.fields(lemur.Lemur)]
+        read = lambda: lemur.Lemur(**{field: np.asarray(files[field]) for field in fields})
+        codes: Codes = PooledCodes() if name == "pooled" else read()
+        return cls(name, side, codes, np.asarray(files["centre"]))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """To be saved."""
+        return {"centre": self.centre} | self.codes.arrays()
+
+    def _items(self, embeddings: Embeddings) -> np.ndarray:
+        images = self.side == "images"
+        return (self.codes.image_codes if images else self.codes.caption_codes)(embeddings)
+
+    def item_codes(self, embeddings: Embeddings) -> dict[str, np.ndarray]:
+        """What is stored of items: their codes in int8."""
+        values, scale = compress(self._items(embeddings) - self.centre, "int8")
+        return {"codes": values, "codes_scale": scale}
+
+    def query_code(self, query: Embeddings, side: str) -> np.ndarray:
+        """[M] float32 of one item of the given side; a batch of one."""
+        # An image that is asked for images of its like gives its regions for words.
+        by_words = side == "captions" or side == self.side == "images"
+        codes = self.codes.caption_codes if by_words else self.codes.image_codes
+        return codes(query)[0]
+
+
+def sample_words(parts: Iterable[Embeddings], most: int = lemur.WORDS, seed: int = 0) -> np.ndarray:
+    """[n, D], at most so many of the valid vectors of some embeddings, drawn with equal chances."""
+    rng = np.random.default_rng(seed)
+    kept: tuple[np.ndarray, np.ndarray] | None = None
+    for part in parts:
+        found = np.asarray(part.tokens, np.float32)[np.asarray(part.mask)]
+        drawn = rng.random(len(found))
+        if kept is not None:
+            found, drawn = np.concatenate([kept[0], found]), np.concatenate([kept[1], drawn])
+        best = np.argsort(drawn)[:most]
+        kept = found[best], drawn[best]
+    return np.zeros((0, 0), np.float32) if kept is None else kept[0]

@@ -1,0 +1,413 @@
+"""An index: a collection that was encoded once, and is asked by sentence or by image.
+
+model = export.load("runs/demo/export")
+index = Index.build("runs/demo/index", model, parts)
+index = Index.open("runs/demo/index", model)
+answer = index.query_text("a red circle left of a blue square", k=10)
+[(hit.item.file, hit.score) for hit in answer.hits]
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xmodal_jax import partitioning
+from xmodal_jax.errors import UserError
+from xmodal_jax.export import ExportedModel
+from xmodal_jax.ops.embeddings import Embeddings
+from xmodal_jax.retrieval import row_scores
+from xmodal_jax.retrieval.first_stage import FirstStage
+from xmodal_jax.retrieval.items import STORES, Item, Part, compress
+from xmodal_jax.retrieval.scan import RowScorer, Scan
+from xmodal_jax.retrieval.store import Store
+
+CANDIDATES = 200  # of the first stage, to be scored by the model
+EXACT_BELOW = 20_000  # items; so few are all scored
+STAGES = ("auto", "exact", "staged")
+
+
+@dataclasses.dataclass(frozen=True)
+class Query:
+    """What is asked, encoded.
+
+    Attributes:
+      side: "captions" for a sentence, "images" for an image.
+      embeddings: a batch of one.
+      text: the sentence.
+      spans: int [W, 2], the characters of each token of the embeddings.
+    """
+
+    side: str
+    embeddings: Embeddings
+    text: str = ""
+    spans: np.ndarray | None = None
+
+    @property
+    def one(self) -> Embeddings:
+        """Its embeddings without the batch axis."""
+        return jax.tree.map(lambda x: np.asarray(x)[0], self.embeddings)
+
+
+@dataclasses.dataclass(frozen=True)
+class Hit:
+    """An item that was found, its score, and its row."""
+
+    item: Item
+    score: float
+    row: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What was found, best first.
+
+    stage: "exact", or "staged" where the model scored the candidates of a first stage only.
+    """
+
+    hits: list[Hit]
+    query: Query
+    stage: str
+    seconds: float
+
+
+class Index:
+    """A collection of images, to be asked by sentences, or of captions, to be asked by images.
+
+    Attributes:
+      model: encodes what is asked.
+      store: items and arrays on the disk.
+    """
+
+    def __init__(self, store: Store, model: ExportedModel, mesh: Any = None) -> None:
+        """Not called by users: `build` and `open` do so."""
+        self.store, self.model = store, model
+        self._mesh = mesh or partitioning.make_mesh(-1, 1)
+        self._params = jax.device_put(
+            model.params, jax.sharding.NamedSharding(self._mesh, jax.sharding.PartitionSpec())
+        )
+        scores = row_scores.model_scores(model.model, self.side)
+        self._scorers: dict[str, RowScorer] = {
+            "model": scores,
+            "likeness": row_scores.likeness(self.kind),
+        }
+        self._compiled = {name: jax.jit(score) for name, score in self._scorers.items()}
+        self.reload()
+
+    def reload(self) -> None:
+        """Reads what the store holds now."""
+        self._table = self.store.table()
+        self._scans: dict[str, Scan] = {}
+        self._stage = None
+        if about := self.store.first_stage:
+            files = self.store.first_stage_files()
+            self._stage = FirstStage.load(about["name"], self.side, files)
+
+    @classmethod
+    def build(
+        cls,
+        directory: str | Path,
+        model: ExportedModel,
+        parts: Iterable[Part] = (),
+        *,
+        side: str = "images",
+        store: str = "int8",
+        model_path: str | Path = "",
+        pictures: str | Path = "",
+        mesh: Any = None,
+        on_stored: Callable[[int], object] = lambda count: None,
+    ) -> "Index":
+        """Makes an index, which is there when all parts are in it.
+
+        When it is large, `fitting.fit_first_stage` makes its searches fast.
+
+        Args:
+          directory: must not exist, or be empty.
+          model: encoded the parts, and encodes what is asked.
+          parts: items with their embeddings; see `add`.
+          side: what the items are, images or captions.
+          store: int8 with a scale for each vector, or float16.
+          model_path: directory of the model's export, where a later `open` finds it.
+          pictures: directory of the items' picture files.
+          mesh: the devices that search; all if not given.
+
+        Raises:
+          UserError: there is an index already, or an item is not as it should be.
+        """
+        for value, known, name in ((side, row_scores.SIDES, "side"), (store, STORES, "store")):
+            if value not in known:
+                raise UserError(f"{name}={value!r} is not known; use {' or '.join(known)}")
+        about = {
+            "kind": model.model.kind,
+            "side": side,
+            "store": store,
+            "model": str(Path(model_path).absolute()) if model_path else "",
+            "fingerprint": model.fingerprint,
+            "pictures": str(Path(pictures).absolute()) if pictures else "",
+        }
+        with Store.create_aside(Path(directory), about) as aside:
+            cls(aside, model, mesh).add(parts, on_stored)
+        return cls(Store.open(Path(directory)), model, mesh)
+
+    @classmethod
+    def open(
+        cls,
+        directory: str | Path,
+        model: ExportedModel | None = None,
+        *,
+        verify: bool = False,
+        mesh: Any = None,
+    ) -> "Index":
+        """Opens an index.
+
+        Args:
+          directory: of the index.
+          model: the export it was made with; read from where it was if not given.
+          verify: compare the checksums of all files, and not only their sizes.
+          mesh: the devices that search; all if not given.
+
+        Raises:
+          UserError: it is no whole index, or one of another model.
+        """
+        store = Store.open(Path(directory), verify=verify)
+        if model is None:
+            path = store.about["model"]
+            if not path or not Path(path).is_dir():
+                raise UserError(
+                    f"the model of {directory} is not at {path or '(no path)'}; give its export, "
+                    "with --model"
+                )
+            from xmodal_jax import export
+
+            model = export.load(path)
+        if model.fingerprint != store.about["fingerprint"]:
+            raise UserError(
+                f"{directory} was made with another model than the one given; give the export it "
+                "was made with, or make the index again"
+            )
+        return cls(store, model, mesh)
+
+    @property
+    def kind(self) -> str:
+        """That of the model: vector, tokens or pair."""
+        return self.store.about["kind"]
+
+    @property
+    def side(self) -> str:
+        """What the items are: images or captions."""
+        return self.store.about["side"]
+
+    def __len__(self) -> int:
+        return int(self._table.live.sum())
+
+    @property
+    def live(self) -> np.ndarray:
+        """bool [N], False for rows that were removed."""
+        return self._table.live
+
+    def items(self) -> list[Item]:
+        """All items, in the order in which they were added."""
+        return [item for row, item in enumerate(self._table.items) if self._table.live[row]]
+
+    def row(self, id: str) -> int:
+        """The row of an id; UserError where there is none."""
+        if id not in self._table.row_of:
+            raise UserError(f"the index {self.store.directory} has no item {id!r}")
+        return self._table.row_of[id]
+
+    def item(self, id: str) -> Item:
+        """The item of an id; UserError where there is none."""
+        return self._table.items[self.row(id)]
+
+    def add(
+        self, parts: Iterable[Part], on_stored: Callable[[int], object] = lambda count: None
+    ) -> int:
+        """Adds items, and returns how many.
+
+        Args:
+          parts: each is in the index, crash or not, before the next one is asked for.
+          on_stored: called with the number of items of a part when they are.
+
+        Raises:
+          UserError: an id is there already, or embeddings are not finite; the parts before stay.
+        """
+        added = 0
+        with self.store.writing():
+            self.reload()
+            ids = set(self._table.row_of)
+            try:
+                for part in parts:
+                    part.check(ids)
+                    codes = self._stage.item_codes(part.embeddings) if self._stage else {}
+                    self.store.append(part.items, self._arrays(part), codes)
+                    ids.update(item.id for item in part.items)
+                    added += len(part.items)
+                    on_stored(len(part.items))
+            finally:
+                self.reload()
+        return added
+
+    def _arrays(self, part: Part) -> dict[str, np.ndarray]:
+        """What is stored of a part."""
+        out, store = {}, self.store.about["store"]
+        mask = np.asarray(part.embeddings.mask, bool)
+        if self.kind != "vector":
+            tokens = np.where(mask[..., None], np.asarray(part.embeddings.tokens), 0)
+            out["tokens"], out["tokens_scale"] = compress(tokens, store)
+            out["mask"] = mask
+        if self.kind != "tokens":
+            out["pooled"], out["pooled_scale"] = compress(np.asarray(part.embeddings.pooled), store)
+        if part.boxes is not None:
+            out["boxes"] = np.asarray(part.boxes, np.float16)
+        return out
+
+    def remove(self, ids: Iterable[str]) -> None:
+        """Removes items; UserError if one of them is not there, and then none is removed."""
+        with self.store.writing():
+            self.reload()
+            rows = np.array([self.row(id) for id in dict.fromkeys(ids)], np.int64)
+            gone = np.flatnonzero(~self._table.live)
+            if len(rows):
+                self.store.remove(np.sort(np.concatenate([gone, rows])))
+        self.reload()
+
+    # Asking
+
+    def text_query(self, text: str) -> Query:
+        """A sentence, encoded."""
+        encoded = self.model.tokenizer.encode([text], self.model.max_tokens)
+        # Position n of the embeddings is token n + 1: [CLS] is left out.
+        return Query("captions", self.model.encode_text([text]), text, encoded.offsets[0, 1:])
+
+    def item_query(self, id: str) -> Query:
+        """An item of the index, as it is stored."""
+        return Query(self.side, self.stored(np.array([self.row(id)])))
+
+    def stored(self, rows: np.ndarray) -> Embeddings:
+        """Embeddings of some rows [n], as they are stored."""
+        block = self._table.take(rows, row_scores.ARRAYS[self.kind])
+        return row_scores.embeddings(block, self.kind)
+
+    def query_text(self, text: str, k: int = 10, **how: Any) -> Answer:
+        """The k images that fit a sentence best; how: see `search`."""
+        return self.search(self.text_query(text), k, **how)
+
+    def query_image(
+        self, regions: np.ndarray, boxes: np.ndarray, k: int = 10, **how: Any
+    ) -> Answer:
+        """The k captions that fit an image best, or in an index of images those most like it.
+
+        Args:
+          regions: [R, F] region features; boxes: [R, 4] in 0..1; see `ExportedModel.encode_image`.
+          k: how many.
+          how: see `search`.
+        """
+        encoded = self.model.encode_image(regions[None], boxes[None])
+        return self.search(Query("images", encoded), k, **how)
+
+    def query_item(self, id: str, k: int = 10, **how: Any) -> Answer:
+        """The k items most like one of the index."""
+        return self.search(self.item_query(id), k, **how)
+
+    def search(
+        self,
+        query: Query,
+        k: int = 10,
+        *,
+        stage: str = "auto",
+        candidates: int = CANDIDATES,
+        where: Mapping[str, str] | None = None,
+    ) -> Answer:
+        """The k best items.
+
+        Args:
+          query: of `text_query` or `item_query`.
+          k: how many.
+          stage: exact scores all items; staged those that the first stage names; auto chooses.
+          candidates: that the first stage names, at least k.
+          where: only items with these values of their fields.
+
+        Raises:
+          UserError: k, stage or the side of the query do not fit.
+        """
+        start = time.perf_counter()
+        if k < 1:
+            raise UserError(f"k={k}; give 1 or more")
+        if stage not in STAGES:
+            raise UserError(f"stage={stage!r} is not known; use {', '.join(STAGES)}")
+        if query.side == self.side == "captions":
+            raise UserError(
+                "an index of captions is asked by images; index the images to ask by text"
+            )
+        stage = self._chosen_stage(stage)
+        chosen = self._table.chosen(where or {})
+        scorer = "likeness" if query.side == self.side else "model"
+        asked = (self._params if scorer == "model" else (), query.one)
+        if stage == "exact":
+            rows, scores = self._scan(scorer).top(asked, k, chosen)
+        else:
+            assert self._stage is not None
+            code = self._stage.query_code(query.embeddings, query.side)
+            rows, _ = self._scan("codes").top(code, max(candidates, k), chosen)
+            rows, scores = self._rescored(scorer, asked, rows, k)
+        items = self._table.items
+        hits = [
+            Hit(items[row], float(score), int(row)) for row, score in zip(rows, scores, strict=True)
+        ]
+        return Answer(hits, query, stage, time.perf_counter() - start)
+
+    def _chosen_stage(self, stage: str) -> str:
+        if stage == "staged" and self._stage is None:
+            raise UserError(
+                f"{self.store.directory} has no first stage; make one with "
+                "python -m xmodal_jax.retrieval fit, or search exactly"
+            )
+        if stage != "auto":
+            return stage
+        about = self.store.first_stage
+        # A pair model is a network for each pair; other scores are products.
+        large = len(self) > (CANDIDATES if self.kind == "pair" else EXACT_BELOW)
+        return "staged" if self._stage and large and about["trusted"] else "exact"
+
+    def _scan(self, name: str) -> Scan:
+        if name not in self._scans:
+            arrays = row_scores.CODES if name == "codes" else row_scores.ARRAYS[self.kind]
+            score = row_scores.code_scores if name == "codes" else self._scorers[name]
+            self._scans[name] = Scan(self._table, arrays, score, self._mesh)
+        return self._scans[name]
+
+    def _rescored(
+        self, scorer: str, asked: Any, rows: np.ndarray, k: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The k best of these rows by the model, best first."""
+        if not len(rows):
+            return rows, np.zeros(0, np.float32)
+        # Filled up to a power of two: programs are compiled for sizes.
+        filled = np.resize(rows, 1 << (len(rows) - 1).bit_length())
+        block = self._table.take(filled, row_scores.ARRAYS[self.kind])
+        scores = np.asarray(self._compiled[scorer](block, asked))[: len(rows)]
+        order = np.lexsort((rows, -scores))[:k]
+        return rows[order], scores[order]
+
+    # Explaining
+
+    def boxes(self, row: int) -> np.ndarray | None:
+        """float [R, 4] of a row's regions, x1, y1, x2, y2 in 0..1; None where there are none."""
+        rows = np.array([row])
+        block = self._table.take(rows, ("boxes", "mask") if self.kind != "vector" else ("boxes",))
+        valid = block["mask"][0] if "mask" in block else slice(None)
+        return block["boxes"][0][valid].astype(np.float32)
+
+    def similarities(self, query: Query, row: int) -> np.ndarray | None:
+        """Cosines [R, W] of a row's vectors with the query's; None for a model without them."""
+        if self.kind == "vector":
+            return None
+        stored = self.stored(np.array([row]))
+        asked = query.one
+        found = np.asarray(jnp.asarray(stored.tokens[0]) @ jnp.asarray(asked.tokens).T)
+        return found[np.asarray(stored.mask[0])][:, asked.mask]

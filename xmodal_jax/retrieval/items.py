@@ -1,0 +1,90 @@
+"""What an index holds: items, their embeddings, and how those are stored."""
+
+import dataclasses
+from collections.abc import Mapping, Set
+
+import numpy as np
+
+from xmodal_jax.errors import UserError
+from xmodal_jax.ops.embeddings import Embeddings
+
+STORES = ("int8", "float16")
+_LONGEST = 500  # characters of an id
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """An image, or a caption.
+
+    Attributes:
+      id: unique within the index.
+      file: name of the picture within the directory of pictures; "" where there is none.
+      size: width and height of the picture in pixels; 0, 0 where unknown.
+      text: of a caption.
+      fields: names and values by which a search can be narrowed, such as {"split": "test"}.
+    """
+
+    id: str
+    file: str = ""
+    size: tuple[int, int] = (0, 0)
+    text: str = ""
+    fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 0 < len(self.id) <= _LONGEST or not self.id.isprintable():
+            raise UserError(
+                f"id {self.id[:60]!r} is not 1 to {_LONGEST} printable characters; rename the item"
+            )
+
+    def matches(self, where: Mapping[str, str]) -> bool:
+        """Whether it has these values in its fields."""
+        return all(self.fields.get(name) == value for name, value in where.items())
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Some items with their embeddings.
+
+    Attributes:
+      items: n of them.
+      embeddings: numpy arrays [n, R, D], [n, R], [n, D].
+      boxes: float [n, R, 4], x1, y1, x2, y2 in 0..1; None for captions.
+    """
+
+    items: list[Item]
+    embeddings: Embeddings
+    boxes: np.ndarray | None = None
+
+    def check(self, taken: Set[str]) -> None:
+        """Raises a UserError that names an item whose id is taken, or embeddings are not finite."""
+        seen: set[str] = set()
+        for item in self.items:
+            if item.id in taken or item.id in seen:
+                raise UserError(f"the index has an item {item.id!r} already; remove it first")
+            seen.add(item.id)
+        tokens, mask, pooled = (
+            np.asarray(x)
+            for x in (self.embeddings.tokens, self.embeddings.mask, self.embeddings.pooled)
+        )
+        well = np.isfinite(np.where(mask[..., None], tokens, 0)).all((1, 2))
+        well &= np.isfinite(pooled).all(1)
+        for row in np.flatnonzero(~well):
+            raise UserError(
+                f"the embeddings of {self.items[row].id!r} are not finite; check its features"
+            )
+
+
+def compress(values: np.ndarray, store: str) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors [..., D] as int8 with one scale each, or as float16 whose scales are 1.
+
+    Returns:
+      values [..., D] and float32 scales [..., 1]: vector = values * scale, up to rounding.
+    """
+    values = np.asarray(values, np.float32)
+    if store == "float16":
+        return values.astype(np.float16), np.ones((*values.shape[:-1], 1), np.float32)
+    if store != "int8":
+        raise UserError(f"store={store!r} is not known; use {' or '.join(STORES)}")
+    largest = np.abs(values).max(axis=-1, keepdims=True, initial=0)
+    scale = np.where(largest > 0, largest / 127, 1).astype(np.float32)
+    return np.round(values / scale).astype(np.int8), scale

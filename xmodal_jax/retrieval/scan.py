@@ -1,0 +1,102 @@
+"""The best rows of a table by a score that is computed for every one of them, on the devices."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xmodal_jax.retrieval.table import Table
+
+# (rows' arrays [B, ...], query) -> scores [B]
+RowScorer = Callable[[Any, Any], jax.Array]
+
+_BLOCK_BYTES = 2**26  # of a block, as float32
+_RESIDENT_BYTES = 2**32  # of all blocks; a larger table is read from its files for every query
+
+
+def _power_of_two(number: int) -> int:
+    return 1 << max(number - 1, 0).bit_length()
+
+
+class Scan:
+    """Scores all rows of a table, block by block, and keeps the best.
+
+    Over a mesh, each device scores its part of a block and names its own best; the parts' best are
+    merged on the host, so that devices send k numbers and not all.
+    """
+
+    def __init__(
+        self, table: Table, names: Sequence[str], score: RowScorer, mesh: jax.sharding.Mesh
+    ) -> None:
+        """names: the arrays that the score reads."""
+        self._table, self._names = table, names
+        rows = mesh.shape["data"]
+        self._split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+        self._whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        first = table.take(np.arange(min(1, len(table))), names)
+        self._row_bytes = sum(array.nbytes for array in first.values())
+        numbers = sum(array.size for array in first.values())
+        fitting = max(1, _BLOCK_BYTES // (4 * max(numbers, 1)))
+        largest = min(fitting, -(-len(table) // rows))
+        # A power of two: a table that grows by a few rows needs no new program.
+        self._block = rows * min(_power_of_two(largest), _power_of_two(fitting + 1) // 2)
+        self._resident: list[Any] | None = None
+
+        @partial(jax.jit, static_argnames="k")
+        def best(block: Any, valid: jax.Array, query: Any, k: int) -> tuple[jax.Array, jax.Array]:
+            scores = jnp.where(valid, score(block, query), -jnp.inf).reshape(rows, -1)
+            values, index = jax.lax.top_k(scores, k)
+            return values, index + jnp.arange(rows)[:, None] * scores.shape[1]
+
+        self._best = best
+
+    def _blocks(self) -> Iterator[Any]:
+        for start in range(0, len(self._table), self._block):
+            # The last block is filled up with its last row, so that all have one shape.
+            rows = np.minimum(np.arange(start, start + self._block), len(self._table) - 1)
+            yield jax.device_put(self._table.take(rows, self._names), self._split)
+
+    def _kept_blocks(self) -> Iterator[Any]:
+        if len(self._table) * self._row_bytes > _RESIDENT_BYTES:
+            return self._blocks()
+        if self._resident is None:
+            self._resident = list(self._blocks())
+        return iter(self._resident)
+
+    def top(self, query: Any, k: int, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The k best of the chosen rows, best first; of equal ones the first come.
+
+        Args:
+          query: a tree of arrays that the score reads.
+          k: how many; fewer come out where fewer are chosen.
+          chosen: bool [N].
+
+        Returns:
+          int64 rows [k] and float32 scores [k].
+        """
+        if not len(self._table):
+            return np.zeros(0, np.int64), np.zeros(0, np.float32)
+        asked = min(_power_of_two(k), self._block // self._split.mesh.shape["data"])
+        query = jax.device_put(query, self._whole)
+        found = []
+        for number, block in enumerate(self._kept_blocks()):
+            start = number * self._block
+            valid = np.zeros(self._block, bool)
+            part = chosen[start : start + self._block]
+            valid[: len(part)] = part
+            valid = jax.device_put(valid, self._split)
+            found.append((start, self._best(block, valid, query, k=asked)))
+        scores = np.concatenate([np.asarray(values).ravel() for _, (values, _) in found])
+        rows = np.concatenate([start + np.asarray(index).ravel() for start, (_, index) in found])
+        rows = rows.astype(np.int64)
+        order = np.lexsort((rows, -scores))[:k]
+        order = order[np.isfinite(scores[order])]
+        return rows[order], scores[order]
+
+
+def decoded(block: Any, name: str) -> jax.Array:
+    """The vectors that `items.compress` stored, in float32; block: arrays by their names."""
+    return jnp.asarray(block[name]).astype(jnp.float32) * block[name + "_scale"]

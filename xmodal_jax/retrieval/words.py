@@ -1,0 +1,53 @@
+"""Which region answered which word: why an item was found."""
+
+import dataclasses
+import re
+from typing import Any
+
+import numpy as np
+
+from xmodal_jax.retrieval.index import Index, Query
+
+_WORD = re.compile(r"\S+")
+
+
+@dataclasses.dataclass(frozen=True)
+class MatchedWord:
+    """A word of a sentence and its most similar region in one image.
+
+    start, end: its characters in the sentence; similarity: the cosine, from -1 to 1.
+    """
+
+    text: str
+    start: int
+    end: int
+    region: int
+    similarity: float
+
+    def as_json(self) -> dict[str, Any]:
+        """Numbers and text, rounded for readers."""
+        return dataclasses.asdict(self) | {"similarity": round(self.similarity, 4)}
+
+
+def matched_words(index: Index, query: Query, row: int) -> list[MatchedWord]:
+    """The words of a sentence with their regions in a row's image, in their order.
+
+    A word of several tokens is represented by the one that fits best. None for a query that is no
+    sentence, and for a model that keeps no regions.
+    """
+    cosines = index.similarities(query, row) if query.spans is not None else None
+    if cosines is None or query.spans is None or not len(cosines):
+        return []
+    spans = query.spans[query.one.mask]
+    best = cosines.max(axis=0)
+    found = []
+    for match in _WORD.finditer(query.text):
+        own = np.flatnonzero((spans[:, 0] < match.end()) & (spans[:, 1] > match.start()))
+        if len(own):
+            token = own[best[own].argmax()]
+            # From the first to the last letter: punctuation beside a word is no part of it.
+            start, end = int(spans[own, 0].min()), int(spans[own, 1].max())
+            region = int(cosines[:, token].argmax())
+            text = query.text[start:end]
+            found.append(MatchedWord(text, start, end, region, float(best[token])))
+    return found
