@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import pytrec_eval
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from xmodal_jax.errors import UserError
@@ -105,6 +107,15 @@ def test_a_score_that_is_not_finite_names_the_pair():
     scores[2, 7] = np.nan
     with pytest.raises(UserError, match=r"query 2 \(image 5\) with target 7 \(image 5\) is nan; 1"):
         make_report(scores)
+
+
+def test_scores_of_another_collection_are_refused():
+    collection = make_collection()
+    ids = collection.image_ids, collection.caption_image_ids
+    for wrong in ((ids[0][::-1], ids[1]), (ids[0], ids[1][::-1])):
+        with pytest.raises(UserError, match="are not of the .* in the collection"):
+            parts = parts_of(make_scores(), *wrong, "full")
+            build_report(parts, collection, Options(), {})
 
 
 def test_corrected_figures_count_only_what_is_judged():
@@ -443,3 +454,28 @@ def test_reports_need_neither_jax_nor_tensorflow():
         "import xmodal_jax.report.__main__"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+
+
+@given(content=st.one_of(st.binary(max_size=80), st.text("abx01 .-e\n\t", max_size=80)))
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+def test_readers_end_with_one_line_whatever_a_file_holds(tmp_path, capsys, content):
+    data = content if isinstance(content, bytes) else content.encode()
+    for name in ("i2t", "t2i", "qrels", "scores.npz"):
+        (tmp_path / name).write_bytes(data)
+    qrels = tmp_path / "right"
+    qrels.write_text("a 0 x 1\nb 0 x 1\n")
+    runs = [f"--i2t={tmp_path / 'i2t'}", f"--t2i={tmp_path / 't2i'}"]
+    for words in (
+        [str(tmp_path / "scores.npz")],
+        [*runs, f"--qrels={tmp_path / 'qrels'}"],
+        [*runs, f"--qrels={qrels}"],
+    ):
+        assert program.main(["evaluate", *words]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1
+    report = tmp_path / "report"
+    report.mkdir(exist_ok=True)
+    for name in ("report.json", "queries.npz"):
+        (report / name).write_bytes(data)
+    assert program.main(["compare", str(report), str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

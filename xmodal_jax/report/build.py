@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from xmodal_jax.errors import UserError
 from xmodal_jax.metrics import statistics
 from xmodal_jax.metrics.corrected import SETS, CocoTest
 from xmodal_jax.metrics.diagnostics import hubness, length_bias
@@ -54,7 +55,8 @@ def build_report(
     """Measures the parts one after another; only one of them is needed at a time.
 
     Raises:
-      UserError: a score is not finite, or a query has no right target.
+      UserError: a score is not finite, a query has no right target, or the scores are of other
+        images or captions than the collection.
     """
     tables: dict[str, list[QueryTable]] = {side: [] for side in SIDES}
     parity: dict[str, list[float]] = {}
@@ -62,6 +64,7 @@ def build_report(
     split = options.corrected
     corrected = {name: split.judgements(name) for name in SETS} if split else {}
     for part in parts:
+        _check_whose(part, collection)
         check_finite(part.scores, part.query_ids, part.target_ids)
         relevances = _relevances_of(part, options.relevances)
         sets = {name: sides[part.side] for name, sides in corrected.items()}
@@ -81,6 +84,20 @@ def build_report(
         printed["rsum"] = sum(printed[name] for name in SUMMED)
     figures, diagnostics = make_figures(joined), _diagnostics(joined, collection)
     return Report(about, collection, joined, figures, diagnostics, printed, tuple(notes))
+
+
+def _check_whose(part: Part, collection: Collection) -> None:
+    """Raises a UserError unless the scores are of the collection's images and captions."""
+    images, captions = (part.queries, part.query_ids), (part.targets, part.target_ids)
+    if part.side == "t2i":
+        images, captions = captions, images
+    pairs = (images, collection.image_ids), (captions, collection.caption_image_ids)
+    for (numbers, ids), known in pairs:
+        if numbers.max(initial=-1) >= len(known) or not np.array_equal(known[numbers], ids):
+            raise UserError(
+                f"scores {part.side} of {len(ids)} items are not of the {len(known)} in the "
+                "collection, in its order; use the scores and texts of one split"
+            )
 
 
 def _measure(
