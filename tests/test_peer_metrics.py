@@ -16,6 +16,7 @@ from xmodal_jax.metrics import corrected
 from xmodal_jax.metrics.judgements import of_lists, same_image
 from xmodal_jax.metrics.measures import measure
 from xmodal_jax.metrics.parity import parity_metrics
+from xmodal_jax.metrics.ranking import protocol_metrics
 from xmodal_jax.metrics.rouge import References
 
 with warnings.catch_warnings():
@@ -95,17 +96,40 @@ def test_trec(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def coco():
-    """COCO's test split in an order of our own, with a sixth caption of one image."""
-    rng = np.random.default_rng(1)
-    oracle = eccv_caption.Metrics()
+def oracle():
+    return eccv_caption.Metrics()
+
+
+@pytest.fixture(scope="module")
+def captions_of(oracle):
+    """COCO's test captions by image, in the order of its folds."""
     own = {}
     for caption in oracle.coco_ids.tolist():
         own.setdefault(oracle.coco_gts["t2i"][caption][0], []).append(caption)
-    images = rng.permutation(list(own))
+    return own
+
+
+@pytest.fixture(scope="module")
+def shuffled(captions_of):
+    """Images in an order of our own, the rows of captions, their ids; one has a sixth caption."""
+    images = np.random.default_rng(1).permutation(list(captions_of))
     rows = np.insert(np.repeat(np.arange(len(images)), 5), 15, 2)
-    captions = np.insert(np.array([c for i in images for c in own[int(i)]]), 15, -1)
-    return oracle, images, rows, captions
+    captions = np.insert(np.array([c for i in images for c in captions_of[int(i)]]), 15, -1)
+    return images, rows, captions
+
+
+def test_captions_of_coco_are_recognised_in_any_order(oracle, shuffled):
+    images, rows, captions = shuffled
+    split = corrected.coco_test(images, rows)
+    assert split.columns.tolist() == np.flatnonzero(captions >= 0).tolist()
+    assert split.caption_ids.tolist() == captions[captions >= 0].tolist()
+    for name, truth in (("cxc", oracle.cxc_gts), ("eccv", oracle.eccv_gts)):
+        for side, judged in split.judgements(name).items():
+            ids = (split.image_ids, split.caption_ids)
+            queries, targets = ids if side == "i2t" else ids[::-1]
+            found = {int(queries[q]): set(targets[t].tolist()) for q, t, _ in judged}
+            known = set(targets.tolist())
+            assert found == {q: set(own) & known for q, own in truth[side].items()}
 
 
 def best(scores, count=200):
@@ -117,21 +141,19 @@ def best(scores, count=200):
     return np.array(found)
 
 
-def test_corrected_ground_truth_equals_eccv_caption(coco):
-    oracle, images, rows, captions = coco
-    split = corrected.coco_test(images, rows)
-    assert split.columns.tolist() == np.flatnonzero(captions >= 0).tolist()
-    assert split.caption_ids.tolist() == captions[captions >= 0].tolist()
+def test_figures_of_coco_equal_eccv_caption(oracle, captions_of):
+    images = np.array(list(captions_of))
+    split = corrected.coco_test(images, np.repeat(np.arange(5000), 5))
     rng = np.random.default_rng(2)
     # Ranks that agree with the ground truth in part, each score but once in its row.
     noise = rng.random((5000, 25000), dtype=np.float32)
-    noise += 1.0 * (split.caption_ids[None, :] % 7 == split.image_ids[:, None] % 7)
+    noise += 1.0 * (split.caption_ids[None, :] % 7 == images[:, None] % 7)
     for caption, truth in oracle.eccv_gts["t2i"].items():
         column = np.flatnonzero(split.caption_ids == caption)[0]
-        noise[np.isin(split.image_ids, truth), column] += rng.random(dtype=np.float32)
-    order = {"i2t": split.caption_ids[best(noise)], "t2i": split.image_ids[best(noise.T)]}
+        noise[np.isin(images, truth), column] += rng.random(dtype=np.float32)
+    order = {"i2t": split.caption_ids[best(noise)], "t2i": images[best(noise.T)]}
     retrieved = {
-        "i2t": dict(zip(split.image_ids.tolist(), order["i2t"].tolist(), strict=True)),
+        "i2t": dict(zip(images.tolist(), order["i2t"].tolist(), strict=True)),
         "t2i": dict(zip(split.caption_ids.tolist(), order["t2i"].tolist(), strict=True)),
     }
     peer = oracle.eccv_metrics(retrieved, "all")
@@ -146,10 +168,17 @@ def test_corrected_ground_truth_equals_eccv_caption(coco):
         assert 0.01 < eccv.average_precision.mean() < 0.99
         for k, value in cxc.items():
             assert np.mean(found["cxc"].rank < k) == pytest.approx(value[side], **EXACT)
+    # The recalls of all images at once and of five folds.
+    owners = np.repeat(images, 5)
+    for protocol, recalls in (("full", oracle.coco_5k_recalls), ("5fold", oracle.coco_1k_recalls)):
+        ours = protocol_metrics(noise, images, owners, protocol)
+        for k in (1, 5, 10):
+            for side, value in recalls(retrieved, "all", K=k).items():
+                assert ours[f"{side}/r{k}"] / 100 == pytest.approx(value, **EXACT)
 
 
-def test_another_collection_has_no_corrected_ground_truth(coco):
-    _, images, rows, _ = coco
+def test_another_collection_has_no_corrected_ground_truth(shuffled):
+    images, rows, _ = shuffled
     with pytest.raises(UserError, match="COCO's 5,000 test images .*; 2 images are only"):
         corrected.coco_test(np.append(images[:-1], 2**31 - 1), rows)
     with pytest.raises(UserError, match="1 captions of COCO's test images are not here"):

@@ -3,11 +3,15 @@
 import csv
 import itertools
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import pytrec_eval
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from xmodal_jax.errors import UserError
@@ -103,6 +107,15 @@ def test_a_score_that_is_not_finite_names_the_pair():
     scores[2, 7] = np.nan
     with pytest.raises(UserError, match=r"query 2 \(image 5\) with target 7 \(image 5\) is nan; 1"):
         make_report(scores)
+
+
+def test_scores_of_another_collection_are_refused():
+    collection = make_collection()
+    ids = collection.image_ids, collection.caption_image_ids
+    for wrong in ((ids[0][::-1], ids[1]), (ids[0], ids[1][::-1])):
+        with pytest.raises(UserError, match="are not of the .* in the collection"):
+            parts = parts_of(make_scores(), *wrong, "full")
+            build_report(parts, collection, Options(), {})
 
 
 def test_corrected_figures_count_only_what_is_judged():
@@ -385,13 +398,15 @@ def test_the_mean_of_seeds_is_tested_by_queries(tmp_path):
 
 
 def test_comparisons_that_make_no_sense(tmp_path, capsys):
-    (path, other) = reports(tmp_path, a=(0, 1.0), b=(0, 1.0, "--protocol", "5fold"))
+    folds = (0, 1.0, "--protocol", "5fold")
+    path, other, again = reports(tmp_path, a=(0, 1.0), b=folds, c=(1, 1.0))
     for words, said in (
         ([path], "needs at least 2 runs, not 1"),
         ([path, path], "is given twice"),
         ([path, other], "are not of the same images, captions and protocol"),
         ([path, str(tmp_path)], "is no report: it has no report.json"),
-        ([path, other, "--figures", "best"], "not of the same images"),
+        ([path, again, "--figures", "best"], "figure 'best' of a can't be tested; use i2t/r1,"),
+        ([path, again, "--figures", "i2t/median_rank"], "figure 'i2t/median_rank' of a can't"),
     ):
         assert program.main(["compare", *words]) == 2
         error = capsys.readouterr().err
@@ -408,6 +423,7 @@ def test_comparisons_that_make_no_sense(tmp_path, capsys):
         (["--i2t", "x"], "need all of --i2t"),
         (["none.npz"], "none.npz is missing"),
         (["FILE", "--trec", "5"], "--trec=5 writes files; give --out too"),
+        (["FILE", "--trec", "-5"], "--trec=-5; give 1 or more"),
         (["FILE", "--corrected"], "is no file name of COCO"),
         (["FILE", "--images", "none"], "none is no directory"),
         (["FILE", "--spice", "none.npy"], "none.npy is missing"),
@@ -430,3 +446,36 @@ def test_failures_are_the_worst_and_a_draw_of_the_others():
     worst = rank[chosen[:5]]
     assert worst.tolist() == sorted(rank, reverse=True)[:5]
     assert all(a <= b for a, b in itertools.pairwise(chosen[5:]))
+
+
+def test_reports_need_neither_jax_nor_tensorflow():
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(('jax', 'flax', 'tensorflow'))); "
+        "import xmodal_jax.report.__main__"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+
+
+@given(content=st.one_of(st.binary(max_size=80), st.text("abx01 .-e\n\t", max_size=80)))
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+def test_readers_end_with_one_line_whatever_a_file_holds(tmp_path, capsys, content):
+    data = content if isinstance(content, bytes) else content.encode()
+    for name in ("i2t", "t2i", "qrels", "scores.npz"):
+        (tmp_path / name).write_bytes(data)
+    qrels = tmp_path / "right"
+    qrels.write_text("a 0 x 1\nb 0 x 1\n")
+    runs = [f"--i2t={tmp_path / 'i2t'}", f"--t2i={tmp_path / 't2i'}"]
+    for words in (
+        [str(tmp_path / "scores.npz")],
+        [*runs, f"--qrels={tmp_path / 'qrels'}"],
+        [*runs, f"--qrels={qrels}"],
+    ):
+        assert program.main(["evaluate", *words]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1
+    report = tmp_path / "report"
+    report.mkdir(exist_ok=True)
+    for name in ("report.json", "queries.npz"):
+        (report / name).write_bytes(data)
+    assert program.main(["compare", str(report), str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

@@ -44,6 +44,8 @@ class Standing:
     def r_precision(self) -> float:
         """Share of positives among the first R."""
         count = self.listed
+        if self.tied.max() == 1:
+            return float(np.count_nonzero(self.above < count) / count)
         above, size, own, _ = self._groups()
         return float(np.sum(own * np.clip(count - above, 0, size) / size) / count)
 

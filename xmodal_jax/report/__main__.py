@@ -140,6 +140,8 @@ def _read(args: argparse.Namespace) -> _Input:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
+    if args.trec < 0:
+        raise UserError(f"--trec={args.trec}; give 1 or more, 100 is usual")
     if args.trec and not args.out:
         raise UserError(f"--trec={args.trec} writes files; give --out too")
     source = _read(args)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from xmodal_jax.errors import UserError
 from xmodal_jax.metrics import statistics
 from xmodal_jax.metrics.corrected import SETS, CocoTest
 from xmodal_jax.metrics.diagnostics import hubness, length_bias
@@ -54,44 +55,73 @@ def build_report(
     """Measures the parts one after another; only one of them is needed at a time.
 
     Raises:
-      UserError: a score is not finite, or a query has no right target.
+      UserError: a score is not finite, a query has no right target, or the scores are of other
+        images or captions than the collection.
     """
-    rows: dict[str, list[QueryTable]] = {side: [] for side in SIDES}
+    tables: dict[str, list[QueryTable]] = {side: [] for side in SIDES}
     parity: dict[str, list[float]] = {}
     rows_of_captions = collection.caption_rows()
+    split = options.corrected
+    corrected = {name: split.judgements(name) for name in SETS} if split else {}
     for part in parts:
+        _check_whose(part, collection)
         check_finite(part.scores, part.query_ids, part.target_ids)
         relevances = _relevances_of(part, options.relevances)
+        sets = {name: sides[part.side] for name, sides in corrected.items()}
         own = same_image(part.query_ids, part.target_ids)
-        found = measure(part.scores, {"own": own}, relevances, top=options.top)
-        values = _values(found, len(part.queries))
-        if options.corrected is not None:
-            values |= _corrected_values(part, options.corrected)
+        measured, values = _measure(part, {"own": own}, sets, relevances, options)
         owners = part.queries if part.side == "i2t" else rows_of_captions[part.queries]
         fold = np.full(len(part.queries), part.fold)
-        top = part.targets[found.top]
-        rows[part.side].append(
-            QueryTable(part.queries, owners, fold, values, top, found.top_scores)
-        )
+        best = part.targets[measured.top], measured.top_scores
+        tables[part.side].append(QueryTable(part.queries, owners, fold, values, *best))
         if options.parity:
-            printed = parity_metrics(part.side, part.scores, own, relevances)
-            for name, value in printed.items():
-                scale = 100 if "/ndcg" in name else 1
-                parity.setdefault(name, []).append(scale * value)
-        del part, relevances
-    tables = {side: _joined(found) for side, found in rows.items()}
-    means = {name: float(np.mean(values)) for name, values in parity.items()}
-    if means:
-        means["rsum"] = sum(means[name] for name in SUMMED)
-    return Report(
-        about,
-        collection,
-        tables,
-        make_figures(tables),
-        _diagnostics(tables, collection),
-        means,
-        tuple(notes),
-    )
+            for name, value in parity_metrics(part.side, part.scores, own, relevances).items():
+                parity.setdefault(name, []).append(100 * value if "/ndcg" in name else value)
+        del part, relevances  # or their scores would stay until the next ones are there
+    joined = {side: _joined(found) for side, found in tables.items()}
+    printed = {name: float(np.mean(values)) for name, values in parity.items()}
+    if printed:
+        printed["rsum"] = sum(printed[name] for name in SUMMED)
+    figures, diagnostics = make_figures(joined), _diagnostics(joined, collection)
+    return Report(about, collection, joined, figures, diagnostics, printed, tuple(notes))
+
+
+def _check_whose(part: Part, collection: Collection) -> None:
+    """Raises a UserError unless the scores are of the collection's images and captions."""
+    images, captions = (part.queries, part.query_ids), (part.targets, part.target_ids)
+    if part.side == "t2i":
+        images, captions = captions, images
+    pairs = (images, collection.image_ids), (captions, collection.caption_image_ids)
+    for (numbers, ids), known in pairs:
+        if numbers.max(initial=-1) >= len(known) or not np.array_equal(known[numbers], ids):
+            raise UserError(
+                f"scores {part.side} of {len(ids)} items are not of the {len(known)} in the "
+                "collection, in its order; use the scores and texts of one split"
+            )
+
+
+def _measure(
+    part: Part,
+    own: Mapping[str, Judgements],
+    corrected: Mapping[str, Judgements],
+    relevances: Mapping[str, np.ndarray],
+    options: Options,
+) -> tuple[Measured, dict[str, np.ndarray]]:
+    """What one part's queries found, and the values [Q] of all figures that are means of them."""
+    every = np.arange(len(part.queries))
+    split = options.corrected
+    captions = part.queries if part.side == "t2i" else part.targets
+    if split is None or len(split.columns) == len(captions):
+        found = measure(part.scores, {**own, **corrected}, relevances, top=options.top)
+        return found, _values(found) | _corrected_values(found.found, every, len(every))
+    # A sixth caption of an image, which is in no list, competes with nobody there.
+    if part.side == "i2t":
+        scores, judged = part.scores[:, split.columns], every
+    else:
+        scores, judged = part.scores[split.columns], split.columns
+    found = measure(part.scores, own, relevances, top=options.top)
+    others = measure(scores, corrected).found
+    return found, _values(found) | _corrected_values(others, judged, len(every))
 
 
 def _relevances_of(part: Part, relevances: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -111,7 +141,7 @@ def _recalls(rank: np.ndarray) -> dict[str, np.ndarray]:
     return {f"r{k}": 100.0 * (rank < k) for k in RECALL_AT}
 
 
-def _values(measured: Measured, count: int) -> dict[str, np.ndarray]:
+def _values(measured: Measured) -> dict[str, np.ndarray]:
     """[Q] of each figure that is a mean over the queries."""
     found = measured.found["own"]
     values = _recalls(found.rank) | _more_values(found)
@@ -127,20 +157,19 @@ def _more_values(found: Found) -> dict[str, np.ndarray]:
     }
 
 
-def _corrected_values(part: Part, split: CocoTest) -> dict[str, np.ndarray]:
-    """[Q] under the corrected judgements, NaN for what these do not judge."""
-    scores, judged = part.scores, np.arange(len(part.queries))
-    captions = part.queries if part.side == "t2i" else part.targets
-    if len(split.columns) < len(captions):  # Sixth captions compete with nobody there.
-        scores = scores[:, split.columns] if part.side == "i2t" else scores[split.columns]
-        judged = split.columns if part.side == "t2i" else judged
-    sets: dict[str, Judgements] = {name: split.judgements(name)[part.side] for name in SETS}
+def _corrected_values(
+    found: Mapping[str, Found], judged: np.ndarray, count: int
+) -> dict[str, np.ndarray]:
+    """[Q] under the corrected judgements, NaN for what these do not judge.
+
+    judged: the queries that the judgements number; count: Q.
+    """
     values = {}
-    for name, found in measure(scores, sets).found.items():
-        every = _recalls(found.rank) | _more_values(found)
+    for name in filter(found.__contains__, SETS):
+        every = _recalls(found[name].rank) | _more_values(found[name])
         for value in _CORRECTED[name]:
-            column = np.full(len(part.queries), np.nan)
-            column[judged[found.queries]] = every[value]
+            column = np.full(count, np.nan)
+            column[judged[found[name].queries]] = every[value]
             values[f"{name}/{value}"] = column
     return values
 

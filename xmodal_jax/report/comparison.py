@@ -100,19 +100,22 @@ def _check_same_data(reports: Sequence[SavedReport]) -> None:
 
 
 def compare(runs: Sequence[Run], figures: Sequence[str] = FIGURES) -> list[Difference]:
-    """Every pair of runs by every figure that all of them have.
+    """Every pair of runs by every figure.
 
     Raises:
-      UserError: no figure is in all of them, or they are of different data.
+      UserError: a figure is not a mean that all of them have, or they are of different data.
     """
     _check_same_data([run.source for run in runs])
     data = []
     for run in runs:
         names, own = clustered_values(run.tables)
         data.append(_with_rsum(names, own))
-    shared = [name for name in figures if all(name in names for names, _, _ in data)]
-    if not shared:
-        raise UserError(f"no run has all of {', '.join(figures)}; give other --figures")
+    shared = list(dict.fromkeys(figures))
+    for name in shared:
+        for run, (names, _, _) in zip(runs, data, strict=True):
+            if name not in names:
+                known = ", ".join(names)
+                raise UserError(f"figure {name!r} of {run.name} can't be tested; use {known}")
     found: list[dict[str, Any]] = []
     for a, b in itertools.combinations(range(len(runs)), 2):
         (names_a, contributions_a, drawn_a), (names_b, contributions_b, drawn_b) = data[a], data[b]

@@ -124,6 +124,7 @@ def read_report(directory: Path) -> SavedReport:
             arrays = {name: file[name] for name in file.files}
         tables = {side: _table(arrays, side) for side in SIDES}
         ids = arrays["image_ids"], arrays["caption_image_ids"]
+        dict(content["about"])
     except (ValueError, KeyError, TypeError, OSError, EOFError) as error:
         raise UserError(f"the report in {directory} is damaged: {error}; write it again") from error
     return SavedReport(directory, content, figures, tables, *ids)

@@ -4,7 +4,7 @@ An image is called `i` and its id, a caption `c` and its number, so that no name
 Of other code any names will do; the qrels of the captions say which image each of them belongs to.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,43 +12,34 @@ import numpy as np
 from xmodal_jax.errors import UserError
 from xmodal_jax.metrics.parts import SIDES, Part, make_part
 from xmodal_jax.report.collection import Collection
-from xmodal_jax.report.content import Report
+from xmodal_jax.report.content import QueryTable, Report
 
 
-def write_trec(directory: Path, report: Report, tag: str = "xmodal_jax") -> list[Path]:
+def write_trec(directory: Path, report: Report, tag: str = "xmodal_jax") -> None:
     """Writes `SIDE.run`, as deep as the report's best targets go, and `SIDE.qrels`."""
-    collection, written = report.collection, []
+    collection = report.collection
     images = [f"i{image}" for image in collection.image_ids]
     captions = [f"c{number}" for number in range(len(collection.caption_image_ids))]
     rows = collection.caption_rows()
     names = {"i2t": (images, captions), "t2i": (captions, images)}
     for side in SIDES:
-        queries, targets = names[side]
-        table = report.tables[side]
-        path = directory / f"{side}.run"
-        with path.open("w") as file:
-            for query, top, scores in zip(table.queries, table.top, table.top_scores, strict=True):
-                for rank, (target, score) in enumerate(zip(top, scores, strict=True), 1):
-                    # repr of a Python float: no two scores become equal.
-                    line = f"{queries[query]} Q0 {targets[target]} {rank} {float(score)!r} {tag}"
-                    file.write(line + "\n")
-        written.append(path)
-        path = directory / f"{side}.qrels"
-        pairs = zip(images, range(len(images)), strict=True) if side == "i2t" else None
-        with path.open("w") as file:
-            if pairs is not None:
-                of_image: dict[int, list[str]] = {}
-                for caption, row in zip(captions, rows.tolist(), strict=True):
-                    of_image.setdefault(row, []).append(caption)
-                for image, row in pairs:
-                    file.writelines(f"{image} 0 {caption} 1\n" for caption in of_image[row])
-            else:
-                file.writelines(
-                    f"{caption} 0 {images[row]} 1\n"
-                    for caption, row in zip(captions, rows, strict=True)
-                )
-        written.append(path)
-    return written
+        with (directory / f"{side}.run").open("w") as file:
+            file.writelines(_run_lines(report.tables[side], *names[side], tag))
+        with (directory / f"{side}.qrels").open("w") as file:
+            by_query = np.argsort(rows, kind="stable") if side == "i2t" else range(len(rows))
+            for k in by_query:
+                pair = images[rows[k]], captions[k]
+                query, target = pair if side == "i2t" else pair[::-1]
+                file.write(f"{query} 0 {target} 1\n")
+
+
+def _run_lines(
+    table: QueryTable, queries: Sequence[str], targets: Sequence[str], tag: str
+) -> Iterator[str]:
+    for query, top, scores in zip(table.queries, table.top, table.top_scores, strict=True):
+        for rank, (target, score) in enumerate(zip(top, scores, strict=True), 1):
+            # repr of a Python float: no two scores become equal.
+            yield f"{queries[query]} Q0 {targets[target]} {rank} {float(score)!r} {tag}\n"
 
 
 class TrecRuns:
