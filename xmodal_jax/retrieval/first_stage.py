@@ -84,9 +84,13 @@ class FirstStage:
         images = self.side == "images"
         return (self.codes.image_codes if images else self.codes.caption_codes)(embeddings)
 
+    def item_vectors(self, embeddings: Embeddings) -> np.ndarray:
+        """[n, M] float32 of items."""
+        return self._items(embeddings) - self.centre
+
     def item_codes(self, embeddings: Embeddings) -> dict[str, np.ndarray]:
         """What is stored of items: their codes in int8."""
-        values, scale = compress(self._items(embeddings) - self.centre, "int8")
+        values, scale = compress(self.item_vectors(embeddings), "int8")
         return {"codes": values, "codes_scale": scale}
 
     def query_code(self, query: Embeddings, side: str) -> np.ndarray:
