@@ -235,17 +235,20 @@ class Index:
           UserError: an id is there already, or embeddings are not finite; the parts before stay.
         """
         added = 0
-        with self.store.writing():
+        try:
+            with self.store.writing():
+                self.reload()
+                ids = set(self._table.row_of)
+                for part in parts:
+                    part.check(ids)
+                    codes = self._stage.item_codes(part.embeddings) if self._stage else {}
+                    self.store.append(part.items, self._arrays(part), codes)
+                    ids.update(item.id for item in part.items)
+                    added += len(part.items)
+                    on_stored(len(part.items))
+        finally:
+            # Also where a later part was refused: those before it are there.
             self.reload()
-            ids = set(self._table.row_of)
-            for part in parts:
-                part.check(ids)
-                codes = self._stage.item_codes(part.embeddings) if self._stage else {}
-                self.store.append(part.items, self._arrays(part), codes)
-                ids.update(item.id for item in part.items)
-                added += len(part.items)
-                on_stored(len(part.items))
-        self.reload()
         return added
 
     def _arrays(self, part: Part) -> dict[str, np.ndarray]:
@@ -409,12 +412,19 @@ class Index:
 
     # Explaining
 
+    def stored_boxes(self, rows: np.ndarray) -> np.ndarray | None:
+        """float [n, R, 4] of some rows, x1, y1, x2, y2 in 0..1; None where there are none."""
+        if not self._table.has("boxes", rows):
+            return None
+        return self._table.take(rows, ("boxes",))["boxes"].astype(np.float32)
+
     def boxes(self, row: int) -> np.ndarray | None:
         """float [R, 4] of a row's regions, x1, y1, x2, y2 in 0..1; None where there are none."""
         rows = np.array([row])
-        block = self._table.take(rows, ("boxes", "mask") if self.kind != "vector" else ("boxes",))
-        valid = block["mask"][0] if "mask" in block else slice(None)
-        return block["boxes"][0][valid].astype(np.float32)
+        boxes = self.stored_boxes(rows)
+        if boxes is None or self.kind == "vector":
+            return None if boxes is None else boxes[0]
+        return boxes[0][self._table.take(rows, ("mask",))["mask"][0]]
 
     def similarities(self, query: Query, row: int) -> np.ndarray | None:
         """Cosines [R, W] of a row's vectors with the query's; None for a model without them."""

@@ -21,29 +21,6 @@ _NOISE = 0.25  # of the variance within an image
 _PART = 2048  # images
 
 
-def stored_parts(index: Index, size: int = _PART) -> Iterator[Part]:
-    """All items of an index with their embeddings, as they are stored."""
-    rows = np.flatnonzero(index.live)
-    items = index.items()
-    for start in range(0, len(rows), size):
-        own = rows[start : start + size]
-        boxes = [index.boxes(row) for row in own]
-        yield Part(
-            items[start : start + size],
-            jax.tree.map(np.asarray, index.stored(own)),
-            None if boxes[0] is None else _padded(boxes),
-        )
-
-
-def _padded(boxes: list[np.ndarray | None]) -> np.ndarray:
-    """[n, R, 4] of images with several numbers of regions."""
-    found = [box for box in boxes if box is not None]
-    out = np.zeros((len(found), max(map(len, found)), 4), np.float32)
-    for row, box in enumerate(found):
-        out[row, : len(box)] = box
-    return out
-
-
 class Mixtures:
     """Draws synthetic items from the distribution of an index's."""
 
@@ -52,6 +29,7 @@ class Mixtures:
         rows = np.flatnonzero(index.live)
         rows = np.sort(self._rng.choice(rows, min(_SAMPLE, len(rows)), replace=False))
         self._items: Embeddings = jax.tree.map(np.asarray, index.stored(rows))
+        self._boxes = index.stored_boxes(rows)
         tokens, mask = np.asarray(self._items.tokens), np.asarray(self._items.mask)[..., None]
         counts = np.maximum(mask.sum(1), 1)
         self._means = (tokens * mask).sum(1) / counts
@@ -66,7 +44,10 @@ class Mixtures:
         for start in range(0, count, size):
             numbers = range(start, min(start + size, count))
             items = [Item(f"synthetic-{n}", fields={"split": "synthetic"}) for n in numbers]
-            yield Part(items, self.draw(len(items)))
+            # Boxes have no part in a search, but a size.
+            some = self._rng.integers(0, len(self._means), len(items))
+            boxes = None if self._boxes is None else self._boxes[some]
+            yield Part(items, self.draw(len(items)), boxes)
 
     def draw(self, count: int) -> Embeddings:
         """Embeddings of so many items."""

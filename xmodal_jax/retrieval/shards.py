@@ -42,6 +42,9 @@ class ArrayFiles:
         self._path = path
         self._arrays: dict[str, np.ndarray] = {}
 
+    def __contains__(self, name: str) -> bool:
+        return (self._path / f"{name}.npy").exists()
+
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self._arrays:
             path = self._path / f"{name}.npy"

@@ -51,6 +51,11 @@ class Table:
         """The most vectors that an item has."""
         return max((shard["mask"].shape[1] for shard in self._shards), default=0)
 
+    def has(self, name: str, rows: np.ndarray) -> bool:
+        """Whether all of these rows were stored with this array."""
+        owner = np.unique(np.searchsorted(self._starts, rows, side="right") - 1)
+        return all(name in self._shards[number] for number in owner)
+
     def take(self, rows: np.ndarray, names: Sequence[str]) -> Arrays:
         """The named arrays of some rows [n], padded to `width` vectors an item.
 
