@@ -13,7 +13,7 @@ from xmodal_jax.errors import UserError
 from xmodal_jax.retrieval import fitting
 from xmodal_jax.retrieval.engines.copying import copy
 from xmodal_jax.retrieval.engines.qdrant import Qdrant, number_of
-from xmodal_jax.retrieval.index import Index
+from xmodal_jax.retrieval.index import Index, Query
 from xmodal_jax.retrieval.words import matched_words
 
 NAMES = [f"image-{n}" for n in range(240)]
@@ -201,12 +201,11 @@ def test_items_like_an_item(engine):
 
 
 def test_similarities_and_words_of_a_hit(engine, base):
-    asked = base.text_query("red dog")
     spans = np.zeros((small_indexes.VECTORS, 2), int)
     spans[0], spans[1] = (0, 3), (4, 7)
     vectors = small_indexes.embeddings(1, 77)
     mask = np.arange(small_indexes.VECTORS)[None] < 2
-    asked = type(asked)("captions", vectors.replace(mask=mask), "red dog", spans)
+    asked = Query("captions", vectors.replace(mask=mask), "red dog", spans)
     hit = engine.search(asked, 1).hits[0]
     image = valid(part(NAMES).embeddings, NAMES.index(hit.item.id))
     words = valid(asked.embeddings, 0)
@@ -330,7 +329,8 @@ def test_mistakes_say_what_to_do(tmp_path, base):
     other = Index.build(tmp_path / "other", model(**{"model.alignment": "MrSw"}), [part(["x"])])
     with pytest.raises(UserError, match="encoded otherwise than .*copy the index to an empty"):
         Qdrant.open(f"qdrant-edge:{tmp_path / 'edge'}", other)
-    plain = Index.build(tmp_path / "plain", model("chan"), [part(["x"])])
+    without = model(**{"model.alignment": "MrLSEw"})
+    plain = Index.build(tmp_path / "plain", without, [part(["x"])])
     with pytest.raises(UserError, match="needs a first stage for this score"):
         Qdrant.open(f"qdrant-edge:{tmp_path / 'chan'}", plain, create=True).search(query(0))
 

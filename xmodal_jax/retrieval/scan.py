@@ -14,6 +14,7 @@ from xmodal_jax.retrieval.table import Table
 RowScorer = Callable[[Any, Any], jax.Array]
 
 _BLOCK_BYTES = 2**26  # of a block, as float32
+_GROUP_BYTES = 2**22  # of the rows that a CPU decodes at once, as float32: they stay in its cache
 _RESIDENT_BYTES = 2**32  # of all blocks; a larger table is read from its files for every query
 
 
@@ -44,6 +45,7 @@ class Scan:
         # A power of two: a table that grows by a few rows needs no new program.
         self._block = rows * min(_power_of_two(largest), _power_of_two(fitting + 1) // 2)
         self._resident: list[Any] | None = None
+        score = _in_groups(score, rows, self._group(max(numbers, 1), self._block // rows, mesh))
 
         @partial(jax.jit, static_argnames="k")
         def best(block: Any, valid: jax.Array, query: Any, k: int) -> tuple[jax.Array, jax.Array]:
@@ -52,6 +54,12 @@ class Scan:
             return values, index + jnp.arange(rows)[:, None] * scores.shape[1]
 
         self._best = best
+
+    def _group(self, numbers: int, most: int, mesh: jax.sharding.Mesh) -> int:
+        """Rows of each device that are scored at once; a divisor of `most`, a power of two."""
+        if mesh.devices.flat[0].platform != "cpu":
+            return most
+        return min(most, _power_of_two(max(1, _GROUP_BYTES // (4 * numbers)) + 1) // 2)
 
     def _blocks(self) -> Iterator[Any]:
         for start in range(0, len(self._table), self._block):
@@ -95,6 +103,22 @@ class Scan:
         order = np.lexsort((rows, -scores))[:k]
         order = order[np.isfinite(scores[order])]
         return rows[order], scores[order]
+
+
+def _in_groups(score: RowScorer, devices: int, group: int) -> RowScorer:
+    """The same scores, of so many rows of each device at a time."""
+
+    def grouped(block: Any, query: Any) -> jax.Array:
+        count = len(next(iter(block.values())))
+        if count == devices * group:
+            return score(block, query)
+        # Each device keeps the rows that it has: groups are cut out of its part.
+        cut = lambda x: jnp.moveaxis(x.reshape(devices, -1, group, *x.shape[1:]), 1, 0)
+        join = lambda x: x.reshape(devices * group, *x.shape[2:])
+        one = lambda part: score(jax.tree.map(join, part), query).reshape(devices, group)
+        return jnp.moveaxis(jax.lax.map(one, jax.tree.map(cut, block)), 0, 1).reshape(count)
+
+    return grouped
 
 
 def decoded(block: Any, name: str) -> jax.Array:

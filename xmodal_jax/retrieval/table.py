@@ -48,8 +48,10 @@ class Table:
 
     @functools.cached_property
     def width(self) -> int:
-        """The most vectors that an item has."""
-        return max((shard["mask"].shape[1] for shard in self._shards), default=0)
+        """The most vectors, or boxes, that an item has."""
+        # A model of kind vector keeps no mask.
+        found = [s["mask" if "mask" in s else "boxes"].shape[1] for s in self._shards]
+        return max(found, default=0)
 
     def has(self, name: str, rows: np.ndarray) -> bool:
         """Whether all of these rows were stored with this array."""
