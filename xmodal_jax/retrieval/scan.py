@@ -15,7 +15,9 @@ RowScorer = Callable[[Any, Any], jax.Array]
 
 _BLOCK_BYTES = 2**26  # of a block, as float32
 _GROUP_BYTES = 2**22  # of the rows that a CPU decodes at once, as float32: they stay in its cache
-_RESIDENT_BYTES = 2**32  # of all blocks; a larger table is read from its files for every query
+# Of all blocks; a larger table is read from its files for every query. Accelerators may give more.
+_RESIDENT_BYTES = 2**32
+_RESIDENT_SHARE = 0.4  # of the memory of accelerators, for each of the two scans of a search
 
 
 def _power_of_two(number: int) -> int:
@@ -34,6 +36,7 @@ class Scan:
     ) -> None:
         """names: the arrays that the score reads."""
         self._table, self._names = table, names
+        self._limit = _resident_bytes(mesh)
         rows = mesh.shape["data"]
         self._split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
         self._whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
@@ -68,7 +71,7 @@ class Scan:
             yield jax.device_put(self._table.take(rows, self._names), self._split)
 
     def _kept_blocks(self) -> Iterator[Any]:
-        if len(self._table) * self._row_bytes > _RESIDENT_BYTES:
+        if len(self._table) * self._row_bytes > self._limit:
             return self._blocks()
         if self._resident is None:
             self._resident = list(self._blocks())
@@ -103,6 +106,13 @@ class Scan:
         order = np.lexsort((rows, -scores))[:k]
         order = order[np.isfinite(scores[order])]
         return rows[order], scores[order]
+
+
+def _resident_bytes(mesh: jax.sharding.Mesh) -> int:
+    """What may stay on the devices; a CPU does not say how much memory it has."""
+    known = [device.memory_stats() or {} for device in mesh.devices.flat]
+    memory = sum(stats.get("bytes_limit", 0) for stats in known)
+    return max(_RESIDENT_BYTES, int(_RESIDENT_SHARE * memory))
 
 
 def _in_groups(score: RowScorer, devices: int, group: int) -> RowScorer:
