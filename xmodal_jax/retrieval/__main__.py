@@ -167,8 +167,8 @@ def bench(args: argparse.Namespace) -> None:
     """Measures time, CPU time, bytes, and recall of searches, at the index's size and others.
 
     Sizes above that of the index are reached with synthetic items: regions of two random images of
-    the index, mixed, with a quarter of the variance within images replaced by noise of the same
-    covariance, and normalised again. All is built again in a directory that is deleted afterwards.
+    the index, mixed, with a quarter of the variance within images replaced by that of a third, and
+    normalised again. All is built again in a directory that is deleted afterwards.
     """
     from xmodal_jax.retrieval import bench as benchmark
 

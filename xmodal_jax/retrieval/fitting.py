@@ -11,6 +11,7 @@ from xmodal_jax.ops.embeddings import Embeddings
 from xmodal_jax.retrieval.first_stage import FirstStage, sample_words
 from xmodal_jax.retrieval.index import Index, Query
 from xmodal_jax.retrieval.lemur import FEATURES, WORDS
+from xmodal_jax.retrieval.row_scores import averages_words
 
 ASKED = 4000  # queries are enough: the first stage is fitted on half of them
 TRUSTED = 0.95  # of the ten best: with a lower recall a search is exact
@@ -25,6 +26,7 @@ def fit_first_stage(
     asked: Embeddings | None = None,
     *,
     features: int = FEATURES,
+    queries: int = _QUERIES,
     on_done: Callable[[int], object] = lambda count: None,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -36,6 +38,7 @@ def fit_first_stage(
         the words of one half and measured with the other. Without them the images' own regions are
         the words.
       features: length of an item's code, in bytes, where the model has no trained one.
+      queries: how many it is measured with.
       on_done: called with numbers of items that have their codes.
       seed: of everything that is drawn.
 
@@ -57,7 +60,8 @@ def fit_first_stage(
         index.reload()
         sample = index.stored(_drawn(index, _ROWS, rng))
         words = _words(index, sample, asked, seed)
-        stage = FirstStage.fit(index.kind, index.side, sample, words, features)
+        mean = averages_words(index.model.model)
+        stage = FirstStage.fit(index.kind, index.side, sample, words, features, mean)
         codes = []
         for rows in index.store.shard_rows():
             parts = []
@@ -69,10 +73,10 @@ def fit_first_stage(
         about: dict[str, Any] = {"name": stage.name, "trusted": False}
         index.store.put_first_stage(about, stage.arrays(), codes)
         index.reload()
-        queries, source = sample_queries(index, held_out, rng)
-        recall = measure_recall(index, queries)
+        drawn, source = sample_queries(index, held_out, rng, queries)
+        recall = measure_recall(index, drawn)
         about |= {"recall": recall, "trusted": recall >= TRUSTED, "measured_with": source}
-        about |= {"depth": _DEPTH, "queries": len(queries), "items": len(index)}
+        about |= {"depth": _DEPTH, "queries": len(drawn), "items": len(index)}
         index.store.describe_first_stage(about)
     index.reload()
     return about

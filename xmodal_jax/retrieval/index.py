@@ -106,7 +106,8 @@ class Index:
         self._stage = None
         if about := self.store.first_stage:
             files = self.store.first_stage_files()
-            self._stage = FirstStage.load(about["name"], self.side, files)
+            mean = row_scores.averages_words(self.model.model)
+            self._stage = FirstStage.load(about["name"], self.side, files, mean)
 
     @classmethod
     def build(
