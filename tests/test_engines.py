@@ -277,6 +277,22 @@ def test_captions_for_an_image_are_scored_by_the_model(tmp_path):
         made.search(query(1), 10)
 
 
+@pytest.mark.parametrize("mode", ["MrAVGw", "MrSw"])
+def test_a_first_stage_finds_captions_of_all_lengths(tmp_path, mode):
+    # A sum over words grows with their number, a mean does not: codes have to do as the score.
+    parts = [part([f"caption-{n}" for n in range(400)], seed=3)]
+    exported = model(**{"model.alignment": mode})
+    index = Index.build(tmp_path / "index", exported, parts, side="captions", store="float16")
+    fitting.fit_first_stage(index, features=64)
+    found = 0
+    for seed in range(10):
+        scores = loop_scores(parts, query(seed, "images"), mode, turned=True)
+        best = sorted(scores, key=scores.get, reverse=True)[:10]
+        answer = index.search(query(seed, "images"), 10, stage="staged", candidates=40)
+        found += len({hit.item.id for hit in answer.hits} & set(best))
+    assert found / 100 >= RECALL
+
+
 @pytest.mark.parametrize("variant, stage", [("vse", "exact"), ("scan_t2i", "staged")])
 def test_qdrant_with_models_of_other_kinds(tmp_path, variant, stage):
     index, made = qdrant_of(tmp_path, model(variant))
