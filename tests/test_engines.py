@@ -12,7 +12,8 @@ from tests.waiting import wait_for_lines
 from xmodal_jax.errors import UserError
 from xmodal_jax.retrieval import fitting
 from xmodal_jax.retrieval.engines.copying import copy
-from xmodal_jax.retrieval.engines.qdrant import Qdrant, number_of
+from xmodal_jax.retrieval.engines.points import number_of
+from xmodal_jax.retrieval.engines.qdrant import Qdrant
 from xmodal_jax.retrieval.index import Index, Query
 from xmodal_jax.retrieval.words import matched_words
 
@@ -352,7 +353,7 @@ def test_mistakes_say_what_to_do(tmp_path, base):
 
 
 def test_an_item_of_too_many_numbers_is_refused(tmp_path, base, monkeypatch):
-    monkeypatch.setattr("xmodal_jax.retrieval.engines.qdrant._LARGEST", 2 * small_indexes.WIDTH)
+    monkeypatch.setattr("xmodal_jax.retrieval.engines.points._LARGEST", 2 * small_indexes.WIDTH)
     made = Qdrant.open(f"qdrant-edge:{tmp_path}", base, create=True)
     with pytest.raises(
         UserError, match="vectors of 16 numbers; Qdrant takes fewer than 32 numbers"

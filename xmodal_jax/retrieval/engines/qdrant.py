@@ -13,7 +13,6 @@ with an image's regions the likeness of images. Any other score, also that of ca
 image, is computed here, for the candidates that Qdrant names.
 """
 
-import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -34,18 +33,21 @@ from xmodal_jax.retrieval.engines.backends import (
     Nearest,
     Point,
 )
+from xmodal_jax.retrieval.engines.points import (
+    field_path,
+    fingerprint_of,
+    hit_of,
+    number_of,
+    payload_of,
+    valid_vectors,
+    vector_sizes,
+)
 from xmodal_jax.retrieval.index import CANDIDATES, Answer, Hit, Index, Query
-from xmodal_jax.retrieval.items import Item, Part, compress
+from xmodal_jax.retrieval.items import Part, compress
 
 EDGE = "qdrant-edge:"
 _NUMBERS = 2**20  # sent at once; servers refuse requests above 32 MiB
-_LARGEST = 2**20  # numbers that Qdrant takes for one point
 _MAXSIM = ("MrSw", "MrAVGw")
-
-
-def number_of(id: str) -> int:
-    """What Qdrant calls an item: 63 bits of a hash."""
-    return int.from_bytes(hashlib.blake2b(id.encode(), digest_size=8).digest(), "big") >> 1
 
 
 class Qdrant:
@@ -62,7 +64,7 @@ class Qdrant:
           UserError: the items were encoded by another model or first stage.
         """
         self._backend, self._index = backend, index
-        self._made_with = _made_with(index)
+        self._made_with = fingerprint_of(index)
         found = backend.some()
         if found and found.payload.get("made_with") != self._made_with:
             raise UserError(
@@ -82,7 +84,7 @@ class Qdrant:
         Raises:
           UserError: there is nothing, no server answers, or it was made with another model.
         """
-        sizes = _sizes(index) if create else None
+        sizes = vector_sizes(index) if create else None
         if target.startswith(EDGE):
             return cls(EdgeBackend(Path(target.removeprefix(EDGE)), sizes), index)
         if target.startswith(("http://", "https://")):
@@ -130,10 +132,10 @@ class Qdrant:
         elif stage:
             vectors[FIRST] = stage.item_vectors(embeddings)
         if kind != "vector":
-            vectors[REGIONS] = _valid(embeddings, part.items)
+            vectors[REGIONS] = valid_vectors(embeddings, part.items)
         made = []
         for row, item in enumerate(part.items):
-            payload = _payload(item) | {"made_with": self._made_with}
+            payload = payload_of(item) | {"made_with": self._made_with}
             if part.boxes is not None:
                 mask = np.asarray(embeddings.mask[row]) if kind != "vector" else slice(None)
                 payload["boxes"] = np.asarray(part.boxes[row][mask], float).round(4).tolist()
@@ -167,7 +169,7 @@ class Qdrant:
         """
         start = time.perf_counter()
         self._index.check_question(query, k, stage)
-        paths = {_path(name): value for name, value in (where or {}).items()}
+        paths = {field_path(name): value for name, value in (where or {}).items()}
         native = self._native(query)
         stage = self._chosen_stage(stage, native is not None)
         code = None
@@ -176,7 +178,7 @@ class Qdrant:
         if native is not None:
             name, vector, divisor = native
             found = self._backend.nearest(Nearest(name, vector, k, paths, code))
-            hits = [_hit(point, score / divisor) for point, score in found]
+            hits = [hit_of(point, score / divisor) for point, score in found]
         else:
             assert code is not None
             names = (FIRST, REGIONS) if self._index.kind == "pair" else (REGIONS,)
@@ -244,7 +246,7 @@ class Qdrant:
         block = {name: block[name] for name in row_scores.ARRAYS[self._index.kind]}
         scores = self._index.block_scores(query, block)
         order = np.argsort(-scores, kind="stable")[:k]
-        return [_hit(points[row], scores[row]) for row in order]
+        return [hit_of(points[row], scores[row]) for row in order]
 
     def _embeddings(self, points: Sequence[Point]) -> Embeddings:
         """[n, R, D], [n, R], [n, D] of points that came with their vectors."""
@@ -290,70 +292,3 @@ class Qdrant:
             regions[regions.any(axis=1)]
             @ np.asarray(query.one.tokens, np.float32)[query.one.mask].T
         )
-
-
-def _sizes(index: Index) -> dict[str, int]:
-    """Of the vectors that an index's items have."""
-    if not len(index):
-        raise UserError(f"{index.store.directory} is empty: its vectors' sizes are not known yet")
-    stored = index.stored(np.flatnonzero(index.live)[:1])
-    sizes = {}
-    if index.kind != "tokens":
-        sizes[FIRST] = stored.pooled.shape[1]
-    elif index.first_stage:
-        sizes[FIRST] = len(index.first_stage.centre)
-    if index.kind != "vector":
-        sizes[REGIONS] = stored.tokens.shape[2]
-    return sizes
-
-
-def _made_with(index: Index) -> str:
-    """Differs where items would be encoded otherwise."""
-    digest = hashlib.sha256(f"{index.model.fingerprint} {index.side}".encode())
-    if index.kind == "tokens" and index.first_stage:
-        for name, array in sorted(index.first_stage.arrays().items()):
-            digest.update(name.encode())
-            digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _valid(embeddings: Embeddings, items: Sequence[Item]) -> list[np.ndarray]:
-    """The valid vectors of each item; where it has none a zero vector, whose products are all 0."""
-    tokens, mask = np.asarray(embeddings.tokens, np.float32), np.asarray(embeddings.mask, bool)
-    found = [
-        own[valid] if valid.any() else own[:1] * 0 for own, valid in zip(tokens, mask, strict=True)
-    ]
-    for item, vectors in zip(items, found, strict=True):
-        if vectors.size >= _LARGEST:
-            raise UserError(
-                f"{item.id!r} has {len(vectors)} vectors of {vectors.shape[1]} numbers; Qdrant "
-                f"takes fewer than {_LARGEST:,} numbers an item: use fewer regions"
-            )
-    return found
-
-
-def _payload(item: Item) -> dict[str, Any]:
-    for name in item.fields:
-        _path(name)
-    return {
-        "id": item.id,
-        "file": item.file,
-        "size": list(item.size),
-        "text": item.text,
-        "fields": dict(item.fields),
-    }
-
-
-def _path(name: str) -> str:
-    """Where a field's value is in a payload."""
-    if not name or '"' in name:
-        raise UserError(f"Qdrant can't search a field called {name!r}; leave quotes out of it")
-    return f'fields."{name}"'
-
-
-def _hit(point: Point, score: float) -> Hit:
-    stored = point.payload
-    item = Item(
-        stored["id"], stored["file"], tuple(stored["size"]), stored["text"], stored["fields"]
-    )
-    return Hit(item, float(score), point.number)
