@@ -128,7 +128,11 @@ def _other_engine(
     watch = _Watch()
     with tqdm(total=len(made), desc=name, unit=" items", disable=None) as bar:
         engine.add(stored_parts(made), bar.update)
-    built, each = watch.spent(), disk_bytes(target) / len(made)
+    built = watch.spent()
+    # Files that were merged into others are deleted when the shard is closed.
+    engine.close()
+    each = disk_bytes(target) / len(made)
+    engine = Qdrant.open(f"{EDGE}{target}", made)
     # What it can't do exactly, such as captions for an image, is left out.
     for stage in ("exact", "staged"):
         try:
