@@ -61,14 +61,6 @@ def test_products_of_codes_are_nearly_scores(world):
     assert recall(exact.T, found.T, 10, 30) > 0.95
 
 
-def test_a_mean_over_words_is_the_sum_divided(world):
-    images, captions = world
-    words = sample_words([captions, images])
-    sums, means = (lemur.fit(words, features=32, average=a) for a in (False, True))
-    expected = sums.caption_codes(captions) / captions.mask.sum(1, keepdims=True)
-    np.testing.assert_allclose(means.caption_codes(captions), expected, rtol=1e-5, atol=1e-6)
-
-
 def test_more_features_come_nearer(world):
     images, captions = world
     exact = scores(images, captions)
@@ -104,7 +96,7 @@ def test_codes_are_the_least_squares_of_numpy(world):
 def test_int8_keeps_the_order(world):
     images, captions = world
     words = sample_words([captions, images])
-    stage = FirstStage.fit(lemur.fit(words, features=64), "images", images)
+    stage = FirstStage.fit("tokens", "images", images, words, 64)
     stored = stage.item_codes(images)
     assert stored["codes"].dtype == np.int8
     kept = stored["codes"] * stored["codes_scale"]

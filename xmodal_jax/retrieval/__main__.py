@@ -6,6 +6,8 @@
   python -m xmodal_jax.retrieval query runs/demo/index "a green star" --picture found.png
   python -m xmodal_jax.retrieval query runs/demo/index --like scenes_test_000003.png
   python -m xmodal_jax.retrieval serve runs/demo/index
+  python -m xmodal_jax.retrieval bench runs/demo/index --images 500 20000
+  python -m xmodal_jax.retrieval copy runs/demo/index qdrant-edge:runs/demo/qdrant
 
 The collection is a dataset that was built with data_pipeline.build or data_pipeline.extract, the
 model an export (--mode=export). An index may grow (add) and shrink (remove); a command that is
@@ -15,6 +17,7 @@ killed leaves it as it was before its last step.
 import argparse
 import dataclasses
 import importlib.util
+import inspect
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -28,7 +31,11 @@ from tqdm import tqdm
 from data_pipeline.errors import DataError
 from xmodal_jax import export
 from xmodal_jax.errors import UserError
+from xmodal_jax.ops.embeddings import Embeddings
 from xmodal_jax.retrieval import fitting
+from xmodal_jax.retrieval.engines import copying
+from xmodal_jax.retrieval.engines.engine import Engine
+from xmodal_jax.retrieval.engines.qdrant import Qdrant
 from xmodal_jax.retrieval.index import STAGES, Answer, Index
 from xmodal_jax.retrieval.items import STORES, Part
 from xmodal_jax.retrieval.pictures import Pictures, draw_answer
@@ -37,7 +44,6 @@ from xmodal_jax.retrieval.words import matched_words
 
 _WORTH_FITTING = 1000  # items
 _OF_SERVE = ("fastapi", "uvicorn", "prometheus_client")  # the extra [serve]
-_ASKED = 2000  # captions that the first stage is fitted on
 
 
 def _collection(args: argparse.Namespace, model: export.ExportedModel) -> Any:
@@ -59,12 +65,15 @@ def _parts(collection: Any, side: str) -> tuple[Iterator[Part], int]:
     return collection.captions(), collection.num_captions
 
 
+def _asked(index: Index, collection: Any) -> Embeddings:
+    """Some of what an index may be asked."""
+    other = collection.captions() if index.side == "images" else collection.images()
+    return jax.tree.map(lambda x: x[: fitting.ASKED], next(other).embeddings)
+
+
 def _fit(index: Index, collection: Any = None) -> None:
     """Fits the first stage, on captions where the collection has some, and says how good it is."""
-    asked = None
-    if collection is not None:
-        other = collection.captions() if index.side == "images" else collection.images()
-        asked = jax.tree.map(lambda x: x[:_ASKED], next(other).embeddings)
+    asked = None if collection is None else _asked(index, collection)
     with _bar(len(index), "first stage") as bar:
         about = fitting.fit_first_stage(index, asked, on_done=bar.update)
     print(
@@ -148,18 +157,18 @@ def query(args: argparse.Namespace) -> None:
     if bool(args.text) == bool(args.like):
         raise UserError("give a sentence, or an item of the index with --like ID")
     made = _opened(args)
+    engine: Engine = Qdrant.open(args.engine, made) if args.engine else made
     how = {"stage": args.stage, "where": dict(_pair(text) for text in args.where)}
-    if args.text:
-        answer = made.query_text(args.text, args.k, **how)
-    else:
-        answer = made.query_item(args.like, args.k, **how)
+    asked = made.text_query(args.text) if args.text else engine.item_query(args.like)
+    answer = engine.search(asked, args.k, **how)
     if args.json:
-        print(json.dumps(_as_json(made, answer)))
+        print(json.dumps(_as_json(engine, answer)))
     else:
-        _print_answer(made, answer)
+        _print_answer(engine, answer, made.side)
     if args.picture:
         pictures = Pictures(_pictures(made, args))
-        draw_answer(made, answer, pictures).save(args.picture, format="PNG")
+        draw_answer(engine, answer, pictures).save(args.picture, format="PNG")
+    engine.close()
 
 
 def _pictures(made: Index, args: argparse.Namespace) -> str:
@@ -177,6 +186,44 @@ def serve(args: argparse.Namespace) -> None:
     page.run(made, args.host, args.port, pictures=_pictures(made, args))
 
 
+def copy(args: argparse.Namespace) -> None:
+    """Copies the items of an index to Qdrant; what is there already is left out."""
+    made = _opened(args)
+    engine = Qdrant.open(args.engine, made, create=True)
+    with _bar(len(made), "copy") as bar:
+        added = copying.copy(made, engine, bar.update)
+    print(f"{args.engine}: {len(engine):,} {made.side}, {added:,} of them new")
+    engine.close()
+
+
+def bench(args: argparse.Namespace) -> None:
+    """Measures time, CPU time, bytes, and recall of searches, at the index's size and others.
+
+    Sizes above that of the index are reached with synthetic items: regions of two random images of
+    the index, mixed, with a quarter of the variance within images replaced by that of a third, and
+    normalised again. All is built again in a directory that is deleted afterwards.
+    """
+    from xmodal_jax.retrieval import bench as benchmark
+
+    made = _opened(args)
+    asked = _asked(made, _collection(args, made.model)) if args.dataset else None
+    rows = []
+    for size in args.images or [len(made)]:
+        for row in benchmark.bench(
+            made,
+            size,
+            asked=asked,
+            queries=args.queries,
+            engines=args.engine,
+            scratch=args.scratch,
+        ):
+            rows.append(row)
+            if args.json:
+                print(json.dumps(benchmark.as_json(row)), flush=True)
+    if not args.json:
+        print(benchmark.table(rows))
+
+
 def _pair(text: str) -> tuple[str, str]:
     name, sign, value = text.partition("=")
     if not sign:
@@ -184,7 +231,7 @@ def _pair(text: str) -> tuple[str, str]:
     return name, value
 
 
-def _as_json(made: Index, answer: Answer) -> dict[str, Any]:
+def _as_json(made: Engine, answer: Answer) -> dict[str, Any]:
     hits = [
         {
             "score": hit.score,
@@ -196,14 +243,14 @@ def _as_json(made: Index, answer: Answer) -> dict[str, Any]:
     return {"stage": answer.stage, "seconds": answer.seconds, "hits": hits}
 
 
-def _print_answer(made: Index, answer: Answer) -> None:
+def _print_answer(made: Engine, answer: Answer, side: str) -> None:
     for place, hit in enumerate(answer.hits, 1):
         print(f"{place:3d}  {hit.score:8.4f}  {hit.item.id}  {hit.item.text}")
         words = matched_words(made, answer.query, hit.row)
         if words:
             found = "  ".join(f"{w.text} {w.similarity:.2f} (region {w.region})" for w in words)
             print(f"      {found}")
-    print(f"{len(made):,} {made.side} asked in {1000 * answer.seconds:.0f} ms ({answer.stage})")
+    print(f"{len(made):,} {side} asked in {1000 * answer.seconds:.0f} ms ({answer.stage})")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -215,7 +262,12 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(run: Any, what: str) -> argparse.ArgumentParser:
-        made = commands.add_parser(run.__name__, help=what, description=run.__doc__)
+        made = commands.add_parser(
+            run.__name__,
+            help=what,
+            description=inspect.cleandoc(run.__doc__),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         made.add_argument("index", type=Path, metavar="INDEX", help="its directory")
         made.set_defaults(run=run)
         if run is not index:
@@ -273,10 +325,35 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--json", action="store_true", help="print JSON")
     made.add_argument("--picture", metavar="FILE.png", help="draw the best of them there")
     of_pictures(made)
+    engine = "qdrant-edge:DIR (in this process) or http://HOST:PORT/COLLECTION"
+    made.add_argument("--engine", help=f"ask Qdrant: {engine}; see copy")
     made = command(serve, "show it as a web page, needs the extra [serve]")
     made.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this)")
     made.add_argument("--port", type=int, default=8000, help="0: any free one (default: 8000)")
     of_pictures(made)
+    made = command(copy, "copy the items to Qdrant, for collections that outgrow one machine")
+    made.add_argument(
+        "engine", metavar="ENGINE", help=f"{engine}; a key is read from QDRANT_API_KEY"
+    )
+    made = command(bench, "measure speed, size and recall")
+    of_dataset(made, required=False)
+    made.add_argument(
+        "--images",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="sizes to measure; those beyond the index's own, the default, with synthetic items",
+    )
+    made.add_argument(
+        "--engine",
+        action="append",
+        choices=("qdrant-edge",),
+        default=[],
+        help="measure this one as well",
+    )
+    made.add_argument("--queries", type=int, default=50, help="how many are asked (default: 50)")
+    made.add_argument("--scratch", help="directory for what is built (default: the system's)")
+    made.add_argument("--json", action="store_true", help="print a line of JSON a measurement")
     return parser
 
 

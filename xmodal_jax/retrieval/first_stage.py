@@ -51,39 +51,59 @@ class FirstStage:
       name: "pooled" or "lemur".
       centre: [M], taken from the items' codes: it is the same for all of them in every product,
         and without it more of their differences fits into int8.
+      mean: whether a caption's score is a mean over its words. It orders images as the sum does,
+        which LEMUR stands for, but not captions.
     """
 
     name: str
     side: str
     codes: Codes
     centre: np.ndarray
+    mean: bool = False
 
     @classmethod
-    def fit(cls, codes: Codes, side: str, sample: Embeddings) -> "FirstStage":
-        """Of some of an index's items."""
-        name = "pooled" if isinstance(codes, PooledCodes) else "lemur"
-        stage = cls(name, side, codes, np.zeros(0, np.float32))
+    def fit(
+        cls,
+        kind: str,
+        side: str,
+        sample: Embeddings,
+        words: np.ndarray,
+        features: int,
+        mean: bool = False,
+    ) -> "FirstStage":
+        """Of some of an index's items and [n, D] words that it may be asked."""
+        name = "pooled" if kind == "pair" else "lemur"
+        codes: Codes = PooledCodes() if name == "pooled" else lemur.fit(words, features=features)
+        stage = cls(name, side, codes, np.zeros(0, np.float32), mean)
         return dataclasses.replace(stage, centre=stage._items(sample).mean(axis=0))
 
     @classmethod
-    def load(cls, name: str, side: str, files: ArrayFiles) -> "FirstStage":
+    def load(cls, name: str, side: str, files: ArrayFiles, mean: bool = False) -> "FirstStage":
         """As it was saved."""
         fields = [field.name for field in dataclasses.fields(lemur.Lemur)]
         read = lambda: lemur.Lemur(**{field: np.asarray(files[field]) for field in fields})
         codes: Codes = PooledCodes() if name == "pooled" else read()
-        return cls(name, side, codes, np.asarray(files["centre"]))
+        return cls(name, side, codes, np.asarray(files["centre"]), mean)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """To be saved."""
         return {"centre": self.centre} | self.codes.arrays()
 
     def _items(self, embeddings: Embeddings) -> np.ndarray:
-        images = self.side == "images"
-        return (self.codes.image_codes if images else self.codes.caption_codes)(embeddings)
+        if self.side == "images":
+            return self.codes.image_codes(embeddings)
+        codes = self.codes.caption_codes(embeddings)
+        if self.mean:
+            codes = codes / np.maximum(np.asarray(embeddings.mask).sum(axis=1), 1)[:, None]
+        return codes
+
+    def item_vectors(self, embeddings: Embeddings) -> np.ndarray:
+        """[n, M] float32 of items."""
+        return self._items(embeddings) - self.centre
 
     def item_codes(self, embeddings: Embeddings) -> dict[str, np.ndarray]:
         """What is stored of items: their codes in int8."""
-        values, scale = compress(self._items(embeddings) - self.centre, "int8")
+        values, scale = compress(self.item_vectors(embeddings), "int8")
         return {"codes": values, "codes_scale": scale}
 
     def query_code(self, query: Embeddings, side: str) -> np.ndarray:

@@ -8,11 +8,12 @@ import numpy as np
 
 from xmodal_jax.errors import UserError
 from xmodal_jax.ops.embeddings import Embeddings
-from xmodal_jax.retrieval import lemur
-from xmodal_jax.retrieval.first_stage import Codes, FirstStage, PooledCodes, sample_words
+from xmodal_jax.retrieval.first_stage import FirstStage, sample_words
 from xmodal_jax.retrieval.index import Index, Query
 from xmodal_jax.retrieval.lemur import FEATURES, WORDS
+from xmodal_jax.retrieval.row_scores import averages_words
 
+ASKED = 4000  # queries are enough: the first stage is fitted on half of them
 TRUSTED = 0.95  # of the ten best: with a lower recall a search is exact
 _DEPTH = 10
 _QUERIES = 200
@@ -25,6 +26,7 @@ def fit_first_stage(
     asked: Embeddings | None = None,
     *,
     features: int = FEATURES,
+    queries: int = _QUERIES,
     on_done: Callable[[int], object] = lambda count: None,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -33,8 +35,10 @@ def fit_first_stage(
     Args:
       index: of a model of kind tokens or pair.
       asked: embeddings of what may be asked, such as some captions: the first stage is fitted on
-        their words and measured with them. Without them the images' own regions are the words.
+        the words of one half and measured with the other. Without them the images' own regions are
+        the words.
       features: length of an item's code, in bytes, where the model has no trained one.
+      queries: how many it is measured with.
       on_done: called with numbers of items that have their codes.
       seed: of everything that is drawn.
 
@@ -49,10 +53,15 @@ def fit_first_stage(
     if not len(index):
         raise UserError(f"{index.store.directory} is empty; add items first")
     rng = np.random.default_rng(seed)
+    held_out = None
+    if asked is not None:
+        asked, held_out = halves(asked)
     with index.store.writing():
         index.reload()
         sample = index.stored(_drawn(index, _ROWS, rng))
-        stage = FirstStage.fit(_codes(index, sample, asked, features), index.side, sample)
+        words = _words(index, sample, asked, seed)
+        mean = averages_words(index.model.model)
+        stage = FirstStage.fit(index.kind, index.side, sample, words, features, mean)
         codes = []
         for rows in index.store.shard_rows():
             parts = []
@@ -64,10 +73,10 @@ def fit_first_stage(
         about: dict[str, Any] = {"name": stage.name, "trusted": False}
         index.store.put_first_stage(about, stage.arrays(), codes)
         index.reload()
-        queries, source = _queries(index, asked, rng)
-        recall = measure_recall(index, queries)
+        drawn, source = sample_queries(index, held_out, rng, queries)
+        recall = measure_recall(index, drawn)
         about |= {"recall": recall, "trusted": recall >= TRUSTED, "measured_with": source}
-        about |= {"depth": _DEPTH, "queries": len(queries), "items": len(index)}
+        about |= {"depth": _DEPTH, "queries": len(drawn), "items": len(index)}
         index.store.describe_first_stage(about)
     index.reload()
     return about
@@ -89,30 +98,36 @@ def _drawn(index: Index, most: int, rng: np.random.Generator) -> np.ndarray:
     return np.sort(rng.choice(rows, min(most, len(rows)), replace=False))
 
 
-def _codes(index: Index, sample: Embeddings, asked: Embeddings | None, features: int) -> Codes:
-    """Fitted on the words that are asked, and where those are few on the items' own vectors."""
+def _words(index: Index, sample: Embeddings, asked: Embeddings | None, seed: int) -> np.ndarray:
+    """[n, D] words to fit on: those that are asked, and where they are few the items' own."""
     if index.kind == "pair":
-        return PooledCodes()
-    words = sample_words([sample], WORDS)
-    if asked is not None and index.side == "images":
-        given = sample_words([asked], WORDS)
-        words = np.concatenate([given, words[: WORDS - len(given)]])
-    average = (index.model.model.alignment or ("",))[0] == "MrAVGw"
-    return lemur.fit(words, features=features, average=average)
+        return np.zeros((0, 1), np.float32)
+    own = sample_words([sample], WORDS, seed)
+    if asked is None or index.side == "captions":
+        return own
+    given = sample_words([asked], WORDS, seed)
+    return np.concatenate([given, own[: WORDS - len(given)]])
 
 
-def _queries(
-    index: Index, asked: Embeddings | None, rng: np.random.Generator
+def halves(asked: Embeddings) -> tuple[Embeddings, Embeddings]:
+    """What a first stage is fitted on, and what it is measured with; of one item both have it."""
+    count = len(np.asarray(asked.mask))
+    cut = lambda part: jax.tree.map(lambda x: np.asarray(x)[part], asked)
+    return cut(slice((count + 1) // 2)), cut(slice(count // 2, None))
+
+
+def sample_queries(
+    index: Index, asked: Embeddings | None, rng: np.random.Generator, most: int = _QUERIES
 ) -> tuple[list[Query], str]:
-    """Some queries, and what they are."""
+    """Some queries, and what they are: of those that may be asked, or made of vectors of items."""
     other = "captions" if index.side == "images" else "images"
     if asked is not None:
         count = len(np.asarray(asked.mask))
-        rows = rng.choice(count, min(_QUERIES, count), replace=False)
+        rows = rng.choice(count, min(most, count), replace=False)
         pick = lambda row: jax.tree.map(lambda x: np.asarray(x)[row : row + 1], asked)
         return [Query(other, pick(row)) for row in rows], other
     queries = []
-    for row in _drawn(index, _QUERIES, rng):
+    for row in _drawn(index, most, rng):
         item = jax.tree.map(np.asarray, index.stored(np.array([row])))
         # Some of its vectors stand for what might be asked.
         valid = np.flatnonzero(item.mask[0])

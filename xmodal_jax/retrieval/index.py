@@ -106,7 +106,8 @@ class Index:
         self._stage = None
         if about := self.store.first_stage:
             files = self.store.first_stage_files()
-            self._stage = FirstStage.load(about["name"], self.side, files)
+            mean = row_scores.averages_words(self.model.model)
+            self._stage = FirstStage.load(about["name"], self.side, files, mean)
 
     @classmethod
     def build(
@@ -237,10 +238,10 @@ class Index:
           UserError: an id is there already, or embeddings are not finite; the parts before stay.
         """
         added = 0
-        with self.store.writing():
-            self.reload()
-            ids = set(self._table.row_of)
-            try:
+        try:
+            with self.store.writing():
+                self.reload()
+                ids = set(self._table.row_of)
                 for part in parts:
                     part.check(ids)
                     codes = self._stage.item_codes(part.embeddings) if self._stage else {}
@@ -248,8 +249,9 @@ class Index:
                     ids.update(item.id for item in part.items)
                     added += len(part.items)
                     on_stored(len(part.items))
-            finally:
-                self.reload()
+        finally:
+            # Also where a later part was refused: those before it are there.
+            self.reload()
         return added
 
     def _arrays(self, part: Part) -> dict[str, np.ndarray]:
@@ -336,6 +338,25 @@ class Index:
           UserError: k, stage or the side of the query do not fit.
         """
         start = time.perf_counter()
+        self.check_question(query, k, stage)
+        stage = self._chosen_stage(stage)
+        chosen = self._table.chosen(where or {})
+        if stage == "exact":
+            scorer, asked = self._asked(query)
+            rows, scores = self._scan(scorer).top(asked, k, chosen)
+        else:
+            assert self._stage is not None
+            code = self._stage.query_code(query.embeddings, query.side)
+            rows, _ = self._scan("codes").top(code, max(candidates, k), chosen)
+            rows, scores = self._rescored(query, rows, k)
+        items = self._table.items
+        hits = [
+            Hit(items[row], float(score), int(row)) for row, score in zip(rows, scores, strict=True)
+        ]
+        return Answer(hits, query, stage, time.perf_counter() - start)
+
+    def check_question(self, query: Query, k: int, stage: str) -> None:
+        """Raises a UserError if k, stage or the side of the query do not fit."""
         if k < 1:
             raise UserError(f"k={k}; give 1 or more")
         if stage not in STAGES:
@@ -344,22 +365,11 @@ class Index:
             raise UserError(
                 "an index of captions is asked by images; index the images to ask by text"
             )
-        stage = self._chosen_stage(stage)
-        chosen = self._table.chosen(where or {})
-        scorer = "likeness" if query.side == self.side else "model"
-        asked = (self._params if scorer == "model" else (), query.one)
-        if stage == "exact":
-            rows, scores = self._scan(scorer).top(asked, k, chosen)
-        else:
-            assert self._stage is not None
-            code = self._stage.query_code(query.embeddings, query.side)
-            rows, _ = self._scan("codes").top(code, max(candidates, k), chosen)
-            rows, scores = self._rescored(scorer, asked, rows, k)
-        items = self._table.items
-        hits = [
-            Hit(items[row], float(score), int(row)) for row, score in zip(rows, scores, strict=True)
-        ]
-        return Answer(hits, query, stage, time.perf_counter() - start)
+
+    @property
+    def first_stage(self) -> FirstStage | None:
+        """What names candidates, if it was fitted."""
+        return self._stage
 
     def _chosen_stage(self, stage: str) -> str:
         if stage == "staged" and self._stage is None:
@@ -381,20 +391,35 @@ class Index:
             self._scans[name] = Scan(self._table, arrays, score, self._mesh)
         return self._scans[name]
 
-    def _rescored(
-        self, scorer: str, asked: Any, rows: np.ndarray, k: int
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _asked(self, query: Query) -> tuple[str, Any]:
+        """The scorer of a query, and what it is given."""
+        scorer = "likeness" if query.side == self.side else "model"
+        return scorer, (self._params if scorer == "model" else (), query.one)
+
+    def _rescored(self, query: Query, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k best of these rows by the model, best first."""
         if not len(rows):
             return rows, np.zeros(0, np.float32)
-        # Filled up to a power of two: programs are compiled for sizes.
-        filled = np.resize(rows, 1 << (len(rows) - 1).bit_length())
-        block = self._table.take(filled, row_scores.ARRAYS[self.kind])
-        scores = np.asarray(self._compiled[scorer](block, asked))[: len(rows)]
+        scores = self.block_scores(query, self._table.take(rows, row_scores.ARRAYS[self.kind]))
         order = np.lexsort((rows, -scores))[:k]
         return rows[order], scores[order]
 
+    def block_scores(self, query: Query, block: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The model's scores [n] of stored arrays [n, ...] with a query."""
+        count = len(next(iter(block.values())))
+        # Filled up to a power of two: programs are compiled for sizes.
+        filled = np.resize(np.arange(count), 1 << (count - 1).bit_length())
+        scorer, asked = self._asked(query)
+        whole = {name: array[filled] for name, array in block.items()}
+        return np.asarray(self._compiled[scorer](whole, asked))[:count]
+
     # Explaining
+
+    def stored_boxes(self, rows: np.ndarray) -> np.ndarray | None:
+        """float [n, R, 4] of some rows, x1, y1, x2, y2 in 0..1; None where there are none."""
+        if not self._table.has("boxes", rows):
+            return None
+        return self._table.take(rows, ("boxes",))["boxes"].astype(np.float32)
 
     def boxes(self, row: int) -> np.ndarray | None:
         """float [R, 4] of a row's regions, x1, y1, x2, y2 in 0..1; None where there are none."""
@@ -416,3 +441,7 @@ class Index:
         asked = query.one
         found = np.asarray(jnp.asarray(stored.tokens[0]) @ jnp.asarray(asked.tokens).T)
         return found[np.asarray(stored.mask[0])][:, asked.mask]
+
+    def close(self) -> None:
+        """Gives back the memory of what was read; files are opened again when they are needed."""
+        self._scans = {}

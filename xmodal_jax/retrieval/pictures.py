@@ -7,7 +7,8 @@ from PIL import Image
 
 from xmodal_jax import visualize
 from xmodal_jax.errors import UserError
-from xmodal_jax.retrieval.index import Answer, Index
+from xmodal_jax.retrieval.engines.engine import Engine
+from xmodal_jax.retrieval.index import Answer
 from xmodal_jax.retrieval.items import Item
 from xmodal_jax.retrieval.words import matched_words
 
@@ -49,21 +50,21 @@ class Pictures:
         return path if shown and path.is_file() else None
 
 
-def draw_answer(index: Index, answer: Answer, pictures: Pictures, most: int = 5) -> Image.Image:
+def draw_answer(engine: Engine, answer: Answer, pictures: Pictures, most: int = 5) -> Image.Image:
     """The best hits side by side, with the region of each word.
 
     Raises:
       UserError: nothing was found.
     """
     if not answer.hits:
-        raise UserError(f"{index.store.directory} has no item that was asked for; nothing to draw")
+        raise UserError("no item was found; there is nothing to draw")
     drawn = []
     for place, hit in enumerate(answer.hits[:most], 1):
-        boxes, path = index.boxes(hit.row), pictures.path(hit.item)
+        boxes, path = engine.boxes(hit.row), pictures.path(hit.item)
         found = visualize.alignment_picture(
             Image.open(path) if path else None,
             np.zeros((0, 4)) if boxes is None else boxes,
-            [] if boxes is None else matched_words(index, answer.query, hit.row),
+            [] if boxes is None else matched_words(engine, answer.query, hit.row),
             title=f"{place}. {hit.item.id} {hit.score:.3f} {answer.query.text}",
             size=hit.item.size,
         )

@@ -30,6 +30,12 @@ def embeddings(block: Any, kind: str) -> Embeddings:
     return Embeddings(tokens, mask, pooled)
 
 
+def averages_words(model: nn.Module) -> bool:
+    """Whether a model's score does not grow with the number of words of a caption."""
+    mode, _ = getattr(model, "alignment", None) or ("", False)
+    return mode in ("MrAVGw", "MrLSEw", "mean")
+
+
 def model_scores(model: nn.Module, side: str) -> RowScorer:
     """The model's own score; the query is (parameters, embeddings of one item of the other side).
 

@@ -14,7 +14,10 @@ from xmodal_jax.retrieval.table import Table
 RowScorer = Callable[[Any, Any], jax.Array]
 
 _BLOCK_BYTES = 2**26  # of a block, as float32
-_RESIDENT_BYTES = 2**32  # of all blocks; a larger table is read from its files for every query
+_GROUP_BYTES = 2**22  # of the rows that a CPU decodes at once, as float32: they stay in its cache
+# Of all blocks; a larger table is read from its files for every query. Accelerators may give more.
+_RESIDENT_BYTES = 2**32
+_RESIDENT_SHARE = 0.4  # of the memory of accelerators, for each of the two scans of a search
 
 
 def _power_of_two(number: int) -> int:
@@ -33,6 +36,7 @@ class Scan:
     ) -> None:
         """names: the arrays that the score reads."""
         self._table, self._names = table, names
+        self._limit = _resident_bytes(mesh)
         rows = mesh.shape["data"]
         self._split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
         self._whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
@@ -44,6 +48,7 @@ class Scan:
         # A power of two: a table that grows by a few rows needs no new program.
         self._block = rows * min(_power_of_two(largest), _power_of_two(fitting + 1) // 2)
         self._resident: list[Any] | None = None
+        score = _in_groups(score, rows, self._group(max(numbers, 1), self._block // rows, mesh))
 
         @partial(jax.jit, static_argnames="k")
         def best(block: Any, valid: jax.Array, query: Any, k: int) -> tuple[jax.Array, jax.Array]:
@@ -53,6 +58,12 @@ class Scan:
 
         self._best = best
 
+    def _group(self, numbers: int, most: int, mesh: jax.sharding.Mesh) -> int:
+        """Rows of each device that are scored at once; a divisor of `most`, a power of two."""
+        if mesh.devices.flat[0].platform != "cpu":
+            return most
+        return min(most, _power_of_two(max(1, _GROUP_BYTES // (4 * numbers)) + 1) // 2)
+
     def _blocks(self) -> Iterator[Any]:
         for start in range(0, len(self._table), self._block):
             # The last block is filled up with its last row, so that all have one shape.
@@ -60,7 +71,7 @@ class Scan:
             yield jax.device_put(self._table.take(rows, self._names), self._split)
 
     def _kept_blocks(self) -> Iterator[Any]:
-        if len(self._table) * self._row_bytes > _RESIDENT_BYTES:
+        if len(self._table) * self._row_bytes > self._limit:
             return self._blocks()
         if self._resident is None:
             self._resident = list(self._blocks())
@@ -95,6 +106,29 @@ class Scan:
         order = np.lexsort((rows, -scores))[:k]
         order = order[np.isfinite(scores[order])]
         return rows[order], scores[order]
+
+
+def _resident_bytes(mesh: jax.sharding.Mesh) -> int:
+    """What may stay on the devices; a CPU does not say how much memory it has."""
+    known = [device.memory_stats() or {} for device in mesh.devices.flat]
+    memory = sum(stats.get("bytes_limit", 0) for stats in known)
+    return max(_RESIDENT_BYTES, int(_RESIDENT_SHARE * memory))
+
+
+def _in_groups(score: RowScorer, devices: int, group: int) -> RowScorer:
+    """The same scores, of so many rows of each device at a time."""
+
+    def grouped(block: Any, query: Any) -> jax.Array:
+        count = len(next(iter(block.values())))
+        if count == devices * group:
+            return score(block, query)
+        # Each device keeps the rows that it has: groups are cut out of its part.
+        cut = lambda x: jnp.moveaxis(x.reshape(devices, -1, group, *x.shape[1:]), 1, 0)
+        join = lambda x: x.reshape(devices * group, *x.shape[2:])
+        one = lambda part: score(jax.tree.map(join, part), query).reshape(devices, group)
+        return jnp.moveaxis(jax.lax.map(one, jax.tree.map(cut, block)), 0, 1).reshape(count)
+
+    return grouped
 
 
 def decoded(block: Any, name: str) -> jax.Array:

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from xmodal_jax.retrieval.index import Index, Query
+from xmodal_jax.retrieval.engines.engine import Engine
+from xmodal_jax.retrieval.index import Query
 
 _WORD = re.compile(r"\S+")
 
@@ -29,7 +30,7 @@ class MatchedWord:
         return dataclasses.asdict(self) | {"similarity": round(self.similarity, 4)}
 
 
-def matched_words(index: Index, query: Query, row: int) -> list[MatchedWord]:
+def matched_words(index: Engine, query: Query, row: int) -> list[MatchedWord]:
     """The words of a sentence with their regions in a row's image, in their order.
 
     A word of several tokens is represented by the one that fits best. None for a query that is no

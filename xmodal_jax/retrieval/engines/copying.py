@@ -1,0 +1,46 @@
+"""The items of an embedded index are copied to another engine."""
+
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+
+from xmodal_jax.retrieval.engines.qdrant import Qdrant
+from xmodal_jax.retrieval.index import Index
+from xmodal_jax.retrieval.items import Part
+
+_PART = 1024  # items
+
+
+def stored_parts(index: Index, size: int = _PART) -> Iterator[Part]:
+    """All items of an index with their embeddings, as they are stored."""
+    rows, items = np.flatnonzero(index.live), index.items()
+    for start in range(0, len(rows), size):
+        own = rows[start : start + size]
+        stored = jax.tree.map(np.asarray, index.stored(own))
+        yield Part(items[start : start + size], stored, index.stored_boxes(own))
+
+
+def copy(
+    index: Index, engine: Qdrant, on_done: Callable[[int], object] = lambda count: None
+) -> int:
+    """Adds what is not there yet, so that a copy that was stopped goes on; returns how many.
+
+    on_done is called with numbers of items that are there.
+    """
+
+    def missing() -> Iterator[Part]:
+        for part in stored_parts(index):
+            there = engine.present([item.id for item in part.items])
+            rows = np.array([n for n, item in enumerate(part.items) if item.id not in there], int)
+            on_done(len(there))
+            if len(rows):
+                yield _rows(part, rows)
+
+    return engine.add(missing(), on_done)
+
+
+def _rows(part: Part, rows: np.ndarray) -> Part:
+    items = [part.items[row] for row in rows]
+    boxes = None if part.boxes is None else part.boxes[rows]
+    return Part(items, jax.tree.map(lambda x: x[rows], part.embeddings), boxes)
