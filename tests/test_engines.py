@@ -108,6 +108,17 @@ def test_a_search_equals_a_double_loop(engine, stage):
     assert found / total >= RECALL
 
 
+@pytest.mark.parametrize("rows", [1, 4])
+def test_rows_that_are_scored_in_groups_are_those_at_once(base, monkeypatch, rows):
+    numbers = small_indexes.VECTORS * (small_indexes.WIDTH + 2)  # and scales, and the mask
+    monkeypatch.setattr("xmodal_jax.retrieval.scan._GROUP_BYTES", 4 * numbers * rows)
+    grouped = Index.open(base.store.directory, base.model)
+    scores = loop_scores([part(NAMES)], query(1))
+    for k in (10, 1000):
+        assert_best(grouped.search(query(1), k, stage="exact"), scores, k)
+    assert grouped._scans["model"]._group(numbers, 32, grouped._mesh) == rows
+
+
 def test_all_candidates_are_an_exact_search(engine):
     scores = loop_scores([part(NAMES)], query(1))
     assert_best(engine.search(query(1), 20, stage="staged", candidates=300), scores, 20)
@@ -222,7 +233,7 @@ def test_killed_while_adding_it_has_all_that_was_acknowledged(kind, base, tmp_pa
     log, directory = tmp_path / "acknowledged", tmp_path / "engine"
     if kind == "index":
         shutil.copytree(base.store.directory, directory)
-    for trial in range(3):
+    for trial in range(2):
         log.unlink(missing_ok=True)
         arguments = (kind, str(directory), str(base.store.directory), str(log))
         program = programs.Fork(add_until_killed, *arguments, f"trial-{trial}")
