@@ -1,0 +1,233 @@
+"""What the commands of the search do, each with the arguments of its command line."""
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+from xmodal_jax import export
+from xmodal_jax.errors import UserError
+from xmodal_jax.ops.embeddings import Embeddings
+from xmodal_jax.retrieval import fitting
+from xmodal_jax.retrieval.engines import copying
+from xmodal_jax.retrieval.engines.engine import Engine
+from xmodal_jax.retrieval.engines.qdrant import Qdrant
+from xmodal_jax.retrieval.index import Answer, Index
+from xmodal_jax.retrieval.items import Part
+from xmodal_jax.retrieval.pictures import Pictures, draw_answer
+from xmodal_jax.retrieval.words import matched_words
+
+_WORTH_FITTING = 1000  # items
+_OF_SERVE = ("fastapi", "uvicorn", "prometheus_client")  # the extra [serve]
+
+
+def _collection(args: argparse.Namespace, model: export.ExportedModel) -> Any:
+    # TensorFlow, which reads datasets, takes seconds to import; a search needs none of it.
+    from data_pipeline.region_captions import open_dataset
+    from xmodal_jax.retrieval.collection import Collection
+
+    dataset = open_dataset(args.data, args.dataset)
+    return Collection(dataset, args.split, model, {"dataset": args.dataset})
+
+
+def _bar(total: int, what: str) -> tqdm:
+    return tqdm(total=total, desc=what, unit=" items", disable=None)
+
+
+def _parts(collection: Any, side: str) -> tuple[Iterator[Part], int]:
+    if side == "images":
+        return collection.images(), len(collection)
+    return collection.captions(), collection.num_captions
+
+
+def _asked(index: Index, collection: Any) -> Embeddings:
+    """Some of what an index may be asked."""
+    other = collection.captions() if index.side == "images" else collection.images()
+    return jax.tree.map(lambda x: x[: fitting.ASKED], next(other).embeddings)
+
+
+def _fit(index: Index, features: int, collection: Any = None) -> None:
+    """Fits the first stage, on captions where the collection has some, and says how good it is."""
+    asked = None if collection is None else _asked(index, collection)
+    with _bar(len(index), "first stage") as bar:
+        about = fitting.fit_first_stage(index, asked, features=features, on_done=bar.update)
+    print(
+        f"first stage ({about['name']}): {100 * about['recall']:.1f} % of the exact ten best are "
+        f"among what it names, for {about['queries']} queries ({about['measured_with']})"
+    )
+    if not about["trusted"]:
+        print(
+            f"this is below {100 * fitting.TRUSTED:.0f} %: searches score every item; more "
+            "--features make it better"
+        )
+
+
+def index(args: argparse.Namespace) -> None:
+    """Makes an index."""
+    model = export.load(args.model)
+    collection = _collection(args, model)
+    parts, total = _parts(collection, args.side)
+    with _bar(total, "index") as bar:
+        made = Index.build(
+            args.index,
+            model,
+            parts,
+            side=args.side,
+            store=args.store,
+            model_path=args.model,
+            pictures=args.pictures or "",
+            on_stored=bar.update,
+        )
+    _report(made)
+    if made.kind != "vector" and len(made) >= _WORTH_FITTING:
+        _fit(made, args.features, collection)
+
+
+def _report(made: Index) -> None:
+    each = made.store.bytes / max(len(made), 1)
+    print(
+        f"{made.store.directory}: {len(made):,} {made.side}, {made.store.bytes / 2**20:,.1f} MiB "
+        f"({each:,.0f} bytes each), model of kind {made.kind}"
+    )
+
+
+def _model(args: argparse.Namespace) -> export.ExportedModel | None:
+    return export.load(args.model) if args.model else None
+
+
+def _opened(args: argparse.Namespace) -> Index:
+    return Index.open(args.index, _model(args))
+
+
+def add(args: argparse.Namespace) -> None:
+    """Adds a split to an index."""
+    made = _opened(args)
+    parts, total = _parts(_collection(args, made.model), made.side)
+    with _bar(total, "add") as bar:
+        made.add(parts, bar.update)
+    _report(made)
+
+
+def remove(args: argparse.Namespace) -> None:
+    """Removes items."""
+    made = _opened(args)
+    made.remove(args.ids)
+    _report(made)
+
+
+def fit(args: argparse.Namespace) -> None:
+    """Fits the first stage again."""
+    made = _opened(args)
+    _fit(made, args.features, _collection(args, made.model) if args.dataset else None)
+
+
+def verify(args: argparse.Namespace) -> None:
+    """Compares all checksums."""
+    _report(Index.open(args.index, _model(args), verify=True))
+    print("every file is as it was written")
+
+
+def query(args: argparse.Namespace) -> None:
+    """Prints what fits a sentence, or what is like an item."""
+    if bool(args.text) == bool(args.like):
+        raise UserError("give a sentence, or an item of the index with --like ID")
+    made = _opened(args)
+    engine: Engine = Qdrant.open(args.engine, made) if args.engine else made
+    how = {"stage": args.stage, "where": dict(_pair(text) for text in args.where)}
+    asked = made.text_query(args.text) if args.text else engine.item_query(args.like)
+    answer = engine.search(asked, args.k, **how)
+    if args.json:
+        print(json.dumps(_as_json(engine, answer)))
+    else:
+        _print_answer(engine, answer, made.side)
+    if args.picture:
+        pictures = Pictures(_pictures(made, args))
+        draw_answer(engine, answer, pictures).save(args.picture, format="PNG")
+    engine.close()
+
+
+def _pictures(made: Index, args: argparse.Namespace) -> str:
+    return args.pictures or made.store.about["pictures"]
+
+
+def serve(args: argparse.Namespace) -> None:
+    """Shows an index as a web page."""
+    missing = [name for name in _OF_SERVE if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f'{", ".join(missing)} not installed; pip install -e ".[serve]"')
+    from xmodal_jax.retrieval import serve as page
+
+    made = _opened(args)
+    page.run(made, args.host, args.port, pictures=_pictures(made, args))
+
+
+def copy(args: argparse.Namespace) -> None:
+    """Copies the items of an index to Qdrant; what is there already is left out."""
+    made = _opened(args)
+    engine = Qdrant.open(args.engine, made, create=True)
+    with _bar(len(made), "copy") as bar:
+        added = copying.copy(made, engine, bar.update)
+    print(f"{args.engine}: {len(engine):,} {made.side}, {added:,} of them new")
+    engine.close()
+
+
+def bench(args: argparse.Namespace) -> None:
+    """Measures time, CPU time, bytes, and recall of searches, at the index's size and others.
+
+    Sizes above that of the index are reached with synthetic items: regions of two random images of
+    the index, mixed, with a quarter of the variance within images replaced by that of a third, and
+    normalised again. All is built again in a directory that is deleted afterwards.
+    """
+    from xmodal_jax.retrieval import bench as benchmark
+
+    made = _opened(args)
+    asked = _asked(made, _collection(args, made.model)) if args.dataset else None
+    rows = []
+    for size in args.images or [len(made)]:
+        for row in benchmark.bench(
+            made,
+            size,
+            asked=asked,
+            queries=args.queries,
+            engines=args.engine,
+            scratch=args.scratch,
+        ):
+            rows.append(row)
+            if args.json:
+                print(json.dumps(benchmark.as_json(row)), flush=True)
+    if not args.json:
+        print(benchmark.table(rows))
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, sign, value = text.partition("=")
+    if not sign:
+        raise UserError(f"--where={text} is not NAME=VALUE, such as split=test")
+    return name, value
+
+
+def _as_json(made: Engine, answer: Answer) -> dict[str, Any]:
+    hits = [
+        {
+            "score": hit.score,
+            **dataclasses.asdict(hit.item),
+            "words": [word.as_json() for word in matched_words(made, answer.query, hit.row)],
+        }
+        for hit in answer.hits
+    ]
+    return {"stage": answer.stage, "seconds": answer.seconds, "hits": hits}
+
+
+def _print_answer(made: Engine, answer: Answer, side: str) -> None:
+    for place, hit in enumerate(answer.hits, 1):
+        print(f"{place:3d}  {hit.score:8.4f}  {hit.item.id}  {hit.item.text}")
+        words = matched_words(made, answer.query, hit.row)
+        if words:
+            found = "  ".join(f"{w.text} {w.similarity:.2f} (region {w.region})" for w in words)
+            print(f"      {found}")
+    print(f"{len(made):,} {side} asked in {1000 * answer.seconds:.0f} ms ({answer.stage})")
