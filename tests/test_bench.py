@@ -87,6 +87,16 @@ def test_a_measurement_of_every_engine(index, tmp_path):
     assert len(lines) == 2 + 4 + 1 and lines[2].startswith("| 500 | index | exact |")
 
 
+def test_a_model_of_one_vector_is_measured_without_a_first_stage(tmp_path):
+    plain = Index.build(tmp_path / "plain", model("vse"), [part([str(n) for n in range(50)])])
+    rows = list(bench.bench(plain, 80, queries=5, engines=["qdrant-edge"]))
+    assert [(row.engine, row.stage) for row in rows] == [
+        ("index", "exact"),
+        ("qdrant-edge", "exact"),
+    ]
+    assert all(row.items == 80 and row.recall >= 0.9 for row in rows)
+
+
 def test_the_time_of_making_the_input_is_not_counted():
     def slow():
         for number in range(3):

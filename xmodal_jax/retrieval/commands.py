@@ -180,7 +180,7 @@ def bench(args: argparse.Namespace) -> None:
     """Measures time, CPU time, bytes, and recall of searches, at the index's size and others.
 
     Sizes above that of the index are reached with synthetic items: regions of two random images of
-    the index, mixed, with a quarter of the variance within images replaced by that of a third, and
+    the index, mixed, with a quarter of the variance within images replaced by that of others, and
     normalised again. All is built again in a directory that is deleted afterwards.
     """
     from xmodal_jax.retrieval import bench as benchmark

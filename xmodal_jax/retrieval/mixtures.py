@@ -2,8 +2,8 @@
 
 A synthetic image takes its regions from two random images. Its mean is a mixture of theirs; its
 regions' deviations from the mean are those of the two, with a quarter of their variance replaced by
-deviations of a third image. The vectors are then unit ones again. So the first two moments within
-and between images stay as they are; what is finer does not.
+deviations of regions of other images. The vectors are then unit ones again. So the first two
+moments within and between images stay as they are; what is finer does not.
 """
 
 from collections.abc import Iterator
@@ -34,6 +34,9 @@ class Mixtures:
         counts = np.maximum(mask.sum(1), 1).astype(np.float32)
         self._means = (tokens * mask).sum(1) / counts
         self._deviations = ((tokens - self._means[:, None]) * mask).astype(np.float32)
+        # A model of kind vector keeps no regions.
+        found = self._deviations[mask[..., 0]]
+        self._pool = found if len(found) else np.zeros((1, tokens.shape[2]), np.float32)
 
     def parts(self, count: int, size: int = _PART) -> Iterator[Part]:
         """So many items, with ids synthetic-0, synthetic-1, ..."""
@@ -49,7 +52,7 @@ class Mixtures:
     def draw(self, count: int) -> Embeddings:
         """Embeddings of so many items; numpy arrays."""
         rng, items = self._rng, self._items
-        one, other, third = rng.integers(0, len(self._means), (3, count))
+        one, other = rng.integers(0, len(self._means), (2, count))
         turn = rng.uniform(0, np.pi / 2, (count, 1)).astype(np.float32)
         mixed = lambda x: (
             x.mean(0) + np.cos(turn) * (x[one] - x.mean(0)) + np.sin(turn) * (x[other] - x.mean(0))
@@ -60,8 +63,8 @@ class Mixtures:
         tokens = self._deviations[one]
         tokens[swapped] = self._deviations[other][swapped]
         tokens *= np.float32(np.sqrt(1 - _NOISE))
-        # The third image's are turned, or region r of all three would be of one kind.
-        noise = np.roll(self._deviations[third], rng.integers(0, mask.shape[1]), axis=1)
+        # Of valid regions only: padding would add nothing, and leave copies of real ones.
+        noise = self._pool[rng.integers(0, len(self._pool), mask.shape)]
         tokens += np.float32(np.sqrt(_NOISE)) * noise
         tokens += mixed(self._means)[:, None]
         tokens = _unit(tokens)
