@@ -128,7 +128,7 @@ def test_mistakes_say_what_to_do(index, tmp_path, monkeypatch):
 
 
 def test_the_commands(index, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(Index, "open", lambda path: index)
+    monkeypatch.setattr(Index, "open", lambda path, model: index)
     assert program.main(["bench", "INDEX", "--images", "300", "--queries=5", "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["stage"] for row in rows] == ["exact", "staged"]

@@ -238,6 +238,7 @@ def test_losses_and_their_gradients_are_those_of_pairs(scorer, mode, changes):
     jax.tree.map(close, gradients, others)
 
 
+@pytest.mark.slow
 def test_steps_on_a_mesh_are_those_of_pairs_on_one_device():
     config = tiny_config("teran", scorer="fused", **{"loss.kind": "info_nce"})
     found, _ = run_steps(config, partitioning.make_mesh())

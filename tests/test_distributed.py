@@ -145,7 +145,7 @@ def join_and_step(address, processes, number, directory):
     distributed.wait_for_all("end")
 
 
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_cmsei_on_several_processes_takes_the_steps_of_one_device(tmp_path, processes):
     address = free_address()
     finish(

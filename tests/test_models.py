@@ -211,6 +211,7 @@ def test_a_graph_model_runs_without_scene_graphs():
     assert np.abs(encode(batch).tokens - encode(bare).tokens).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_candidates_equal_the_whole_batch_when_all_are_candidates():
     whole = tiny_config("cmsei", **{"loss.candidates": 0})
     some = tiny_config("cmsei", **{"loss.candidates": 7})
@@ -223,7 +224,7 @@ def test_candidates_equal_the_whole_batch_when_all_are_candidates():
     assert first_step(few, mesh)[0]["loss"] < one["loss"] - 1e-3
 
 
-@pytest.mark.parametrize("variant", ["teran", "cmsei"])
+@pytest.mark.parametrize("variant", ["teran", pytest.param("cmsei", marks=pytest.mark.slow)])
 def test_encoding_in_parts_changes_memory_only(variant):
     whole = tiny_config(variant, **{"loss.candidates": 0, "train.batch_size": 16})
     parts = whole.copy_and_resolve_references()

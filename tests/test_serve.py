@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.tiny_index import BARE, COUNT, MARKUP, served, tiny_index
 from xmodal_jax.errors import UserError
 from xmodal_jax.retrieval import __main__ as command
-from xmodal_jax.retrieval import serve
+from xmodal_jax.retrieval import commands, serve
 from xmodal_jax.retrieval.index import Index
 from xmodal_jax.retrieval.items import Item
 
@@ -412,7 +412,7 @@ def test_a_port_that_is_none_is_one_line(index, port):
 
 
 def test_a_missing_extra_is_one_line(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(command, "_OF_SERVE", ("fastapi", "no_such_module"))
+    monkeypatch.setattr(commands, "_OF_SERVE", ("fastapi", "no_such_module"))
     assert command.main(["serve", str(tmp_path)]) == 2
     said = capsys.readouterr().err
     assert said == 'error: no_such_module not installed; pip install -e ".[serve]"\n'
