@@ -9,9 +9,10 @@ from data_pipeline.tokenizer import WordTokenizer
 from tests import tiny_models
 from xmodal_jax.export import ExportedModel
 from xmodal_jax.ops.embeddings import Embeddings
+from xmodal_jax.retrieval.answers import Query
 from xmodal_jax.retrieval.engines.backends import ClientBackend
 from xmodal_jax.retrieval.engines.qdrant import Qdrant
-from xmodal_jax.retrieval.index import Index, Query
+from xmodal_jax.retrieval.index import Index
 from xmodal_jax.retrieval.items import Item, Part
 
 WIDTH, VECTORS = 16, 6

@@ -11,10 +11,11 @@ from tests.small_indexes import add_until_killed, model, open_engine, part, quer
 from tests.waiting import wait_for_lines
 from xmodal_jax.errors import UserError
 from xmodal_jax.retrieval import fitting
+from xmodal_jax.retrieval.answers import Query
 from xmodal_jax.retrieval.engines.copying import copy
 from xmodal_jax.retrieval.engines.points import number_of
 from xmodal_jax.retrieval.engines.qdrant import Qdrant
-from xmodal_jax.retrieval.index import Index, Query
+from xmodal_jax.retrieval.index import Index
 from xmodal_jax.retrieval.words import matched_words
 
 NAMES = [f"image-{n}" for n in range(240)]

@@ -14,8 +14,9 @@ from xmodal_jax.export import ExportedModel
 from xmodal_jax.models.batch import encoder_spec
 from xmodal_jax.ops.embeddings import Embeddings
 from xmodal_jax.retrieval import scan
+from xmodal_jax.retrieval.answers import Query
 from xmodal_jax.retrieval.fitting import fit_first_stage
-from xmodal_jax.retrieval.index import Index, Query
+from xmodal_jax.retrieval.index import Index
 from xmodal_jax.retrieval.items import Item, Part
 from xmodal_jax.retrieval.words import matched_words
 

@@ -20,10 +20,11 @@ from tqdm import tqdm
 from xmodal_jax.errors import UserError
 from xmodal_jax.ops.embeddings import Embeddings
 from xmodal_jax.retrieval import fitting
+from xmodal_jax.retrieval.answers import Query
 from xmodal_jax.retrieval.engines.copying import stored_parts
 from xmodal_jax.retrieval.engines.engine import Engine
 from xmodal_jax.retrieval.engines.qdrant import EDGE, Qdrant
-from xmodal_jax.retrieval.index import Index, Query
+from xmodal_jax.retrieval.index import Index
 from xmodal_jax.retrieval.items import Part
 from xmodal_jax.retrieval.mixtures import Mixtures
 

@@ -14,10 +14,11 @@ from xmodal_jax import export
 from xmodal_jax.errors import UserError
 from xmodal_jax.ops.embeddings import Embeddings
 from xmodal_jax.retrieval import fitting
+from xmodal_jax.retrieval.answers import Answer
 from xmodal_jax.retrieval.engines import copying
 from xmodal_jax.retrieval.engines.engine import Engine
 from xmodal_jax.retrieval.engines.qdrant import Qdrant
-from xmodal_jax.retrieval.index import Answer, Index
+from xmodal_jax.retrieval.index import Index
 from xmodal_jax.retrieval.items import Part
 from xmodal_jax.retrieval.pictures import Pictures, draw_answer
 from xmodal_jax.retrieval.words import matched_words

@@ -8,8 +8,9 @@ import numpy as np
 
 from xmodal_jax.errors import UserError
 from xmodal_jax.ops.embeddings import Embeddings
+from xmodal_jax.retrieval.answers import Query
 from xmodal_jax.retrieval.first_stage import FirstStage, sample_words
-from xmodal_jax.retrieval.index import Index, Query
+from xmodal_jax.retrieval.index import Index
 from xmodal_jax.retrieval.lemur import FEATURES, WORDS
 from xmodal_jax.retrieval.row_scores import averages_words
 

@@ -7,7 +7,6 @@ answer = index.query_text("a red circle left of a blue square", k=10)
 [(hit.item.file, hit.score) for hit in answer.hits]
 """
 
-import dataclasses
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from xmodal_jax.errors import UserError
 from xmodal_jax.export import ExportedModel
 from xmodal_jax.ops.embeddings import Embeddings
 from xmodal_jax.retrieval import row_scores
+from xmodal_jax.retrieval.answers import Answer, Hit, Query
 from xmodal_jax.retrieval.first_stage import FirstStage
 from xmodal_jax.retrieval.items import STORES, Item, Part, compress
 from xmodal_jax.retrieval.scan import RowScorer, Scan
@@ -30,50 +30,6 @@ from xmodal_jax.retrieval.store import Store
 CANDIDATES = 200  # of the first stage, to be scored by the model
 EXACT_BELOW = 20_000  # items; so few are all scored
 STAGES = ("auto", "exact", "staged")
-
-
-@dataclasses.dataclass(frozen=True)
-class Query:
-    """What is asked, encoded.
-
-    Attributes:
-      side: "captions" for a sentence, "images" for an image.
-      embeddings: a batch of one.
-      text: the sentence.
-      spans: int [W, 2], the characters of each token of the embeddings.
-    """
-
-    side: str
-    embeddings: Embeddings
-    text: str = ""
-    spans: np.ndarray | None = None
-
-    @property
-    def one(self) -> Embeddings:
-        """Its embeddings without the batch axis."""
-        return jax.tree.map(lambda x: np.asarray(x)[0], self.embeddings)
-
-
-@dataclasses.dataclass(frozen=True)
-class Hit:
-    """An item that was found, its score, and its row."""
-
-    item: Item
-    score: float
-    row: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Answer:
-    """What was found, best first.
-
-    stage: "exact", or "staged" where the model scored the candidates of a first stage only.
-    """
-
-    hits: list[Hit]
-    query: Query
-    stage: str
-    seconds: float
 
 
 class Index:

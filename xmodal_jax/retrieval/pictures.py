@@ -7,8 +7,8 @@ from PIL import Image
 
 from xmodal_jax import visualize
 from xmodal_jax.errors import UserError
+from xmodal_jax.retrieval.answers import Answer
 from xmodal_jax.retrieval.engines.engine import Engine
-from xmodal_jax.retrieval.index import Answer
 from xmodal_jax.retrieval.items import Item
 from xmodal_jax.retrieval.words import matched_words
 

@@ -26,8 +26,9 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 
 from data_pipeline.errors import DataError
 from xmodal_jax.errors import UserError
+from xmodal_jax.retrieval.answers import Answer
 from xmodal_jax.retrieval.guard import Guard, error
-from xmodal_jax.retrieval.index import Answer, Index
+from xmodal_jax.retrieval.index import Index
 from xmodal_jax.retrieval.items import Item
 from xmodal_jax.retrieval.pictures import TYPES, Pictures
 from xmodal_jax.retrieval.words import matched_words

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from xmodal_jax.retrieval.answers import Query
 from xmodal_jax.retrieval.engines.engine import Engine
-from xmodal_jax.retrieval.index import Query
 
 _WORD = re.compile(r"\S+")
 

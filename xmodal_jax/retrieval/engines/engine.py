@@ -9,7 +9,8 @@ from typing import Protocol
 
 import numpy as np
 
-from xmodal_jax.retrieval.index import CANDIDATES, Answer, Query
+from xmodal_jax.retrieval.answers import Answer, Query
+from xmodal_jax.retrieval.index import CANDIDATES
 from xmodal_jax.retrieval.items import Part
 
 

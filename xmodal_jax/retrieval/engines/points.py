@@ -8,8 +8,9 @@ import numpy as np
 
 from xmodal_jax.errors import UserError
 from xmodal_jax.ops.embeddings import Embeddings
+from xmodal_jax.retrieval.answers import Hit
 from xmodal_jax.retrieval.engines.backends import FIRST, REGIONS, Point
-from xmodal_jax.retrieval.index import Hit, Index
+from xmodal_jax.retrieval.index import Index
 from xmodal_jax.retrieval.items import Item
 
 _LARGEST = 2**20  # numbers that Qdrant takes for one point

@@ -24,6 +24,7 @@ import numpy as np
 from xmodal_jax.errors import UserError
 from xmodal_jax.ops.embeddings import Embeddings
 from xmodal_jax.retrieval import row_scores
+from xmodal_jax.retrieval.answers import Answer, Hit, Query
 from xmodal_jax.retrieval.engines.backends import (
     FIRST,
     REGIONS,
@@ -42,7 +43,7 @@ from xmodal_jax.retrieval.engines.points import (
     valid_vectors,
     vector_sizes,
 )
-from xmodal_jax.retrieval.index import CANDIDATES, Answer, Hit, Index, Query
+from xmodal_jax.retrieval.index import CANDIDATES, Index
 from xmodal_jax.retrieval.items import Part, compress
 
 EDGE = "qdrant-edge:"
