@@ -39,7 +39,7 @@ def loss_and_gradients(config, batch, step=0):
         ("chan", {"loss.sum_steps": 2}, 2),
         ("scan_t2i", {}, 0),
         ("sgr", {"loss.candidates": 0}, 0),
-        ("cmsei", {"loss.candidates": 0}, 0),
+        pytest.param("cmsei", {"loss.candidates": 0}, 0, marks=pytest.mark.slow),
     ],
 )
 def test_loss_and_gradients_are_those_of_all_pairs(variant, changes, step):

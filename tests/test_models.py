@@ -151,7 +151,12 @@ def test_bfloat16_computes_near_float32_with_float32_parameters(variant):
 
 # TERAN and CMSEI are in test_partitioning.py, on more meshes.
 @pytest.mark.parametrize(
-    "variant", [*(v for v in VARIANTS if v not in ("teran", "cmsei")), "tern_distilled"]
+    "variant",
+    [
+        *(v for v in VARIANTS if v not in ("teran", "cmsei", "saf", "vse_infinity")),
+        *(pytest.param(v, marks=pytest.mark.slow) for v in ("saf", "vse_infinity")),
+        pytest.param("tern_distilled", marks=pytest.mark.slow),
+    ],
 )
 def test_a_step_on_eight_devices_equals_the_step_on_one(variant):
     config = tiny_config(variant)

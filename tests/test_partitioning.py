@@ -24,7 +24,7 @@ def _split_small_arrays(monkeypatch):
     monkeypatch.setattr(partition_presets, "_SMALL", 16)
 
 
-@pytest.mark.parametrize("variant", ["teran", "cmsei"])
+@pytest.mark.parametrize("variant", ["teran", pytest.param("cmsei", marks=pytest.mark.slow)])
 def test_three_steps_are_the_same_on_every_mesh(variant):
     config = tiny_config(variant, **WHOLE)
     expected, state = run_steps(config, one_device_mesh())
