@@ -70,7 +70,7 @@ def score_member(workdir: Path, split: str, protocol: str) -> Member:
 
     config = read_config(workdir)
     config.evaluate.update(split=split, protocol=protocol, pointing=False)
-    config.evaluate.update(score="model", rerank_top_k=0)
+    config.evaluate.update(probes=False, entities="", score="model", rerank_top_k=0)
     # Placement is this machine's affair and not that of the one which trained.
     config.mesh.update(data=-1, model=1)
     config.partition_rules = ()

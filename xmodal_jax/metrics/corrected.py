@@ -61,7 +61,7 @@ def coco_image_ids(names: Sequence[str]) -> np.ndarray:
     Raises:
       UserError: a name does not end in a number.
     """
-    found = [re.search(r"(\d+)$", Path(name).stem) for name in names]
+    found = [re.search(r"(?<!\d)(\d{1,18})$", Path(name).stem) for name in names]
     for name, match in zip(names, found, strict=True):
         if match is None:
             raise UserError(f"{name!r} is no file name of COCO, which end in a number")

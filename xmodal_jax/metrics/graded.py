@@ -86,12 +86,15 @@ def read_relevance(path: Path, captions: int, images: int) -> np.ndarray:
         raise UserError(f"{path} is missing; give the relevances of this split, or leave them out")
     with path.open("rb") as file:
         has_header = file.read(6) == b"\x93NUMPY"
-    if has_header:
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
-    else:
-        found = np.memmap(path, np.float32, mode="r")
-        if found.size == captions * images:
-            found = found.reshape(captions, images)
+    try:
+        if has_header:
+            found = np.load(path, mmap_mode="r", allow_pickle=False)
+        else:
+            found = np.memmap(path, np.float32, mode="r")
+            if found.size == captions * images:
+                found = found.reshape(captions, images)
+    except (ValueError, OSError, EOFError) as error:
+        raise UserError(f"{path} is no file of relevances ({error}); copy it again") from error
     if found.shape != (captions, images):
         raise UserError(
             f"{path} holds {found.size:,} relevances, not {captions:,} captions x {images:,} "

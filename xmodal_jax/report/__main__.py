@@ -192,6 +192,8 @@ def _runs(args: argparse.Namespace) -> list[Run]:
     for name, paths in groups.items():
         if len({path.resolve() for path in paths}) < len(paths):
             raise UserError(f"{name} is given twice; give each report once")
+        if args.seeds and len({path.resolve().parent for path in paths}) < len(paths):
+            raise UserError(f"{name} has two reports of one seed; give one of each, all of a kind")
     return [make_run(name, [read_report(p) for p in paths]) for name, paths in groups.items()]
 
 

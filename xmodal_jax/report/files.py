@@ -7,6 +7,8 @@ import csv
 import dataclasses
 import io
 import json
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -125,7 +127,10 @@ def read_report(directory: Path) -> SavedReport:
         tables = {side: _table(arrays, side) for side in SIDES}
         ids = arrays["image_ids"], arrays["caption_image_ids"]
         dict(content["about"])
-    except (ValueError, KeyError, TypeError, OSError, EOFError) as error:
+    except (
+        *(ValueError, KeyError, TypeError, AttributeError, OSError, EOFError),
+        *(zipfile.BadZipFile, zlib.error),
+    ) as error:
         raise UserError(f"the report in {directory} is damaged: {error}; write it again") from error
     return SavedReport(directory, content, figures, tables, *ids)
 

@@ -10,6 +10,7 @@ Where the directions are scored apart, `scores_t2i` [captions, images] is there 
 
 import dataclasses
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
             return {"scores": found}
         with found:
             return {name: found[name] for name in found.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(
             f"{path} can't be read as .npz without pickles: {error}; save plain arrays"
         ) from error
