@@ -240,7 +240,9 @@ class Index:
         """A sentence, encoded."""
         encoded = self.model.tokenizer.encode([text], self.model.max_tokens)
         # Position n of the embeddings is token n + 1: [CLS] is left out.
-        return Query("captions", self.model.encode_text([text]), text, encoded.offsets[0, 1:])
+        # A model may leave out the last ones, too.
+        found = self.model.encode_text([text])
+        return Query("captions", found, text, encoded.offsets[0, 1:][: found.mask.shape[1]])
 
     def item_query(self, id: str) -> Query:
         """An item of the index, as it is stored."""
@@ -338,7 +340,10 @@ class Index:
         about = self.store.first_stage
         # A pair model is a network for each pair; other scores are products.
         large = len(self) > (CANDIDATES if self.kind == "pair" else EXACT_BELOW)
-        return "staged" if self._stage and large and about["trusted"] else "exact"
+        # What was measured on few items says nothing of many.
+        known = len(self) <= 2 * max(about.get("items", 0), EXACT_BELOW // 2)
+        trusted = about.get("trusted", False) and known
+        return "staged" if self._stage and large and trusted else "exact"
 
     def _scan(self, name: str) -> Scan:
         if name not in self._scans:

@@ -69,6 +69,9 @@ class Store:
         """An empty one that takes its place when the block ends, whole; UserError where one is."""
         _check_free(directory)
         aside = directory.with_name(directory.name + ".partial")
+        ours = any((aside / name).exists() for name in (_BUILDING, manifest.NAME))
+        if aside.exists() and any(aside.iterdir()) and not ours:
+            raise UserError(f"{aside} is not empty and no unfinished index; move it away")
         aside.mkdir(parents=True, exist_ok=True)
         with manifest.only_writer(aside, _BUILDING):
             # What a builder left that was killed.
@@ -79,8 +82,9 @@ class Store:
                     path.unlink()
             yield cls.create(aside, about)
             _check_free(directory)
-            (aside / _BUILDING).unlink()
+            # The lock goes with it: without it another builder could take the place over before.
             aside.rename(directory)
+            (directory / _BUILDING).unlink()
             manifest.sync(directory.parent)
 
     @classmethod
