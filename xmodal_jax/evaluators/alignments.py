@@ -8,15 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from xmodal_jax import partitioning
-from xmodal_jax.evaluators.encoding import Batches, Encoder, by_image_id
+from xmodal_jax.evaluators.encoding import Batches, Encoder, by_image_id, pair_similarities
 from xmodal_jax.ops.embeddings import Embeddings
 
 
 @jax.jit
 def _best(images: Embeddings, captions: Embeddings) -> tuple[jax.Array, jax.Array]:
     """Row i of both is a pair -> [B, W] the best region of each word, and how similar it is."""
-    sim = jnp.einsum("brd,bwd->brw", images.tokens, captions.tokens)
-    sim = jnp.where(images.mask[:, :, None], sim, -jnp.inf)
+    sim = pair_similarities(images, captions)
     return jnp.argmax(sim, axis=1), jnp.max(sim, axis=1)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from xmodal_jax import partitioning
@@ -93,6 +94,13 @@ def _kept(blocks: Iterable[tuple[Embeddings, Rows]]) -> Encoded:
         out.blocks.append(block)
         out.rows.append(rows)
     return out
+
+
+@jax.jit
+def pair_similarities(images: Embeddings, captions: Embeddings) -> jax.Array:
+    """Row i of both is a pair -> [B, R, W], -inf for a region that is padding."""
+    sim = jnp.einsum("brd,bwd->brw", images.tokens, captions.tokens)
+    return jnp.where(images.mask[:, :, None], sim, -jnp.inf)
 
 
 def by_image_id(images: Encoded) -> tuple[Embeddings, dict[int, int]]:

@@ -4,24 +4,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from data_pipeline.entities import Phrase
 from xmodal_jax import partitioning
-from xmodal_jax.evaluators.encoding import Batches, Encoder, by_image_id
+from xmodal_jax.evaluators.encoding import Batches, Encoder, by_image_id, pair_similarities
 from xmodal_jax.evaluators.outcomes import Outcome, means
 from xmodal_jax.evaluators.pointing import tokens_between
-from xmodal_jax.ops.embeddings import Embeddings
 
 OVERLAP = 0.5  # intersection over union
-
-
-@jax.jit
-def _similarities(images: Embeddings, captions: Embeddings) -> jax.Array:
-    """Row i of both is a pair -> [B, R, W], -inf for a region that is padding."""
-    sim = jnp.einsum("brd,bwd->brw", images.tokens, captions.tokens)
-    return jnp.where(images.mask[:, :, None], sim, -jnp.inf)
 
 
 def hits(box: np.ndarray, true: np.ndarray) -> tuple[bool, bool]:
@@ -68,7 +59,7 @@ class GroundingEvaluator:
         for block, rows in self._encoder.caption_blocks(params, self._caption_batches):
             own = np.array([row_of.get(int(image), 0) for image in rows["image_id"]])
             pairs = jax.tree.map(lambda x, own=own: x[own], every)
-            sim = partitioning.fetch(_similarities(pairs, block))
+            sim = partitioning.fetch(pair_similarities(pairs, block))
             for i in np.flatnonzero(rows["mask"]):
                 for phrase in self._phrases.get(int(rows["caption_id"][i]), ()):
                     # Embeddings leave out the [CLS] slot, token 0.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xmodal_jax import partitioning
-from xmodal_jax.evaluators.encoding import Batches, Encoder, by_image_id
+from xmodal_jax.evaluators.encoding import Batches, Encoder, by_image_id, pair_similarities
 from xmodal_jax.evaluators.outcomes import Outcome, means
 from xmodal_jax.ops.embeddings import Embeddings
 
@@ -18,8 +18,7 @@ Links = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 @jax.jit
 def _best_regions(images: Embeddings, captions: Embeddings) -> jax.Array:
     """Row i of both is a pair -> [B, W] the most similar valid region of each word."""
-    sim = jnp.einsum("brd,bwd->brw", images.tokens, captions.tokens)
-    return jnp.argmax(jnp.where(images.mask[:, :, None], sim, -jnp.inf), axis=1)
+    return jnp.argmax(pair_similarities(images, captions), axis=1)
 
 
 class PointingEvaluator:

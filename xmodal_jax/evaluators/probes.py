@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from xmodal_jax import partitioning
-from xmodal_jax.evaluators.encoding import Batches, Encoded, Encoder, by_image_id
+from xmodal_jax.evaluators.encoding import Batches, Encoder, by_image_id
 from xmodal_jax.evaluators.outcomes import Outcome, means
 from xmodal_jax.metrics.probes import CATEGORIES, Perturber
 from xmodal_jax.models.scorers import pair_scorer
@@ -73,11 +73,9 @@ class ProbeEvaluator:
     ) -> np.ndarray:
         """[N] scores of texts with their own images."""
         every, row_of = images
-        encoded: Encoded = self._encoder.captions(
-            params, lambda: self._text_batches(texts, image_ids)
-        )
+        batches = lambda: self._text_batches(texts, image_ids)
         out = []
-        for block, rows in zip(encoded.blocks, encoded.rows, strict=True):
+        for block, rows in self._encoder.caption_blocks(params, batches):
             own = np.array([row_of[int(image)] for image in rows["image_id"]])
             pairs = jax.tree.map(lambda x, own=own: x[own], every)
             found = partitioning.fetch(self._pair_scores(params, pairs, block))

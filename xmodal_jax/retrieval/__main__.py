@@ -26,6 +26,7 @@ from absl import logging
 from data_pipeline.errors import DataError
 from xmodal_jax.errors import UserError
 from xmodal_jax.retrieval import commands
+from xmodal_jax.retrieval.bench import ENGINES
 from xmodal_jax.retrieval.index import STAGES
 from xmodal_jax.retrieval.items import STORES
 from xmodal_jax.retrieval.lemur import FEATURES
@@ -140,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--engine",
         action="append",
-        choices=("qdrant-edge",),
+        choices=ENGINES,
         default=[],
         help="measure this one as well",
     )

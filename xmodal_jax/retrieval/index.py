@@ -241,7 +241,8 @@ class Index:
         encoded = self.model.tokenizer.encode([text], self.model.max_tokens)
         # Position n of the embeddings is token n + 1: [CLS] is left out.
         # A model may leave out the last ones, too.
-        found = self.model.encode_text([text])
+        batch = {"tokens": encoded.ids, "token_mask": encoded.mask}
+        found = self.model.encode_batch("encode_text", batch)
         return Query("captions", found, text, encoded.offsets[0, 1:][: found.mask.shape[1]])
 
     def item_query(self, id: str) -> Query:
@@ -385,14 +386,13 @@ class Index:
     def boxes(self, row: int) -> np.ndarray | None:
         """float [R, 4] of a row's regions, x1, y1, x2, y2 in 0..1; None where there are none."""
         rows = np.array([row])
-        if not self._table.has("boxes", rows):
+        boxes = self.stored_boxes(rows)
+        if boxes is None:
             return None
-        names = ("boxes", "mask") if self.kind != "vector" else ("boxes",)
-        block = self._table.take(rows, names)
-        boxes = block["boxes"][0].astype(np.float32)
+        if self.kind != "vector":
+            return boxes[0][self._table.take(rows, ("mask",))["mask"][0]]
         # A model of one vector keeps no mask; what fills up is a box without width and height.
-        valid = block["mask"][0] if "mask" in block else (boxes[:, 2:] > boxes[:, :2]).all(1)
-        return boxes[valid]
+        return boxes[0][(boxes[0][:, 2:] > boxes[0][:, :2]).all(1)]
 
     def similarities(self, query: Query, row: int) -> np.ndarray | None:
         """Cosines [R, W] of a row's vectors with the query's; None for a model without them."""
