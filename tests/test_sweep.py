@@ -154,6 +154,13 @@ def test_a_sweep_stops_continues_goes_on_after_failures_and_ends(arguments, tmp_
     assert lines[2:] == printed.out.splitlines()[3:]
     assert {path: os.stat(path).st_mtime_ns for path in out.rglob("*")} == before
 
+    # An evaluation of an older version, which wrote no report, is made again.
+    report = out / "teran" / "seed0" / "report_test_full" / "report.json"
+    report.rename(report.with_suffix(".aside"))
+    assert sweep.main([*words, "--dry_run"]) == 0
+    assert capsys.readouterr().out.splitlines()[2:] == expected[1:]
+    report.with_suffix(".aside").rename(report)
+
     # Another configuration is not taken for the one that is done: main is asked, and refuses.
     assert sweep.main([*words, "--dry_run", "--", "--config.train.steps=40"]) == 0
     assert "is finished" not in capsys.readouterr().out

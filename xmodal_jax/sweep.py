@@ -37,7 +37,8 @@ from ml_collections import config_flags
 from xmodal_jax import results, run_record
 from xmodal_jax.errors import UserError
 from xmodal_jax.metrics.ranking import PROTOCOLS
-from xmodal_jax.scoring import evaluation_path, scoring_name
+from xmodal_jax.report import files as report_files
+from xmodal_jax.scoring import evaluation_path, report_path, scoring_name
 
 # What the sweep itself says to its members.
 _RESERVED = (
@@ -77,9 +78,16 @@ class Member:
     @property
     def evaluation(self) -> Path:
         """The file which the second command writes; the workdir has its configuration."""
+        return evaluation_path(self.workdir, self.split, self.protocol, self._scoring())
+
+    @property
+    def report(self) -> Path:
+        """The report which the second command writes; evaluations of older versions have none."""
+        return report_path(self.workdir, self.split, self.protocol, self._scoring()) / report_files.JSON
+
+    def _scoring(self) -> str:
         config = json.loads((self.workdir / "config.json").read_text())
-        scoring = scoring_name(config.get("evaluate", {}))
-        return evaluation_path(self.workdir, self.split, self.protocol, scoring)
+        return scoring_name(config.get("evaluate", {}))
 
     @property
     def rsum(self) -> float:
@@ -92,12 +100,12 @@ class Member:
         return run_record.read(self.workdir).get("steps", 0), config["train"]["steps"]
 
     def is_finished(self) -> bool:
-        """Whether the workdir has the evaluation of a whole run of this very configuration.
+        """Whether the workdir has evaluation and report of a whole run of this configuration.
 
         Where it has another one, main is asked, which knows the differences that do not matter.
         """
         path = self.workdir / "config.json"
-        if not path.is_file() or not self.evaluation.is_file():
+        if not path.is_file() or not self.evaluation.is_file() or not self.report.is_file():
             return False
         done, steps = self.steps()
         return done == steps and json.loads(path.read_text()) == load_config(self.arguments)
@@ -179,7 +187,8 @@ def run_member(member: Member, relay: Relay) -> str:
         done, steps = member.steps()
         if done < steps:
             return f"it was stopped at step {done} of {steps}"
-    return "" if member.evaluation.is_file() else f"{member.evaluation.name} was not written"
+    missing = [path for path in (member.evaluation, member.report) if not path.is_file()]
+    return f"{missing[0]} was not written" if missing else ""
 
 
 def _last_error(output: str, code: int) -> str:
