@@ -83,7 +83,8 @@ class Member:
     @property
     def report(self) -> Path:
         """The report which the second command writes; evaluations of older versions have none."""
-        return report_path(self.workdir, self.split, self.protocol, self._scoring()) / report_files.JSON
+        directory = report_path(self.workdir, self.split, self.protocol, self._scoring())
+        return directory / report_files.JSON
 
     def _scoring(self) -> str:
         config = json.loads((self.workdir / "config.json").read_text())
