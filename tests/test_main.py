@@ -129,8 +129,17 @@ def test_evaluate_takes_the_best_step(config, finished):
     assert written["step"] == best["step"] and f"step {best['step']}" in output
     for name, value in written["metrics"].items():
         assert value == pytest.approx(best["dev/" + name])
-    run(config, finished, "--mode=evaluate", "--config.evaluate.split=test")
-    assert (finished / "evaluation_test_full.json").exists()
+
+
+def test_a_workdir_that_holds_a_run_needs_no_config(finished, tmp_path):
+    words = "--mode=evaluate", "--config.evaluate.split=test"
+    output, _ = programs.run("--workdir", str(finished), *words, **ENVIRONMENT)
+    assert (finished / "evaluation_test_full.json").exists() and "test split" in output
+    changed = "--config.model.top_layers=1"
+    _, error = programs.run(f"--workdir={finished}", *words, changed, expect=2, **ENVIRONMENT)
+    assert "belongs to a run with model.top_layers=0, not 1" in error
+    _, error = programs.run(f"--workdir={tmp_path}", *words[:1], expect=2, **ENVIRONMENT)
+    assert error.startswith("error: --config is missing") and error.count("\n") == 1
 
 
 def test_evaluate_writes_a_report_that_can_be_made_again(config, finished, tmp_path):

@@ -2,9 +2,11 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from absl import flags
 
+import configs
 from xmodal_jax.errors import UserError
 
 _LAST_RAISED = re.compile(r"^\s*(\w*Error): (.*)$", re.MULTILINE)
@@ -26,14 +28,37 @@ def _explain(error: Exception) -> str:
     return f"the configuration has no field {field[0] if field else text!r} ({_HELP})"
 
 
+def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
+    """What follows --flag= or --flag, before anything is parsed."""
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        if name.startswith("-") and name.lstrip("-") == flag:
+            return value if equals else following
+    return None
+
+
+def _with_config(arguments: Sequence[str]) -> list[str]:
+    """The arguments; without --config and with the workdir of a run, that run's configuration.
+
+    Overrides are parsed as fields of a configuration, so that it has to be there before them.
+    """
+    workdir = _value_of("workdir", arguments)
+    if workdir is None or _value_of("config", arguments) is not None:
+        return list(arguments)
+    if not (Path(workdir) / "config.json").is_file():
+        return list(arguments)
+    file = Path(configs.__path__[0]) / "run.py"
+    return [*arguments[:1], f"--config={file}:{workdir}", *arguments[1:]]
+
+
 def parse_flags(arguments: Sequence[str]) -> list[str]:
-    """Parses all flags; for `app.run`.
+    """Parses all flags, for `app.run`; a workdir that holds a run needs no --config.
 
     Raises:
       UserError: a flag, a field or the configuration file is wrong.
     """
     try:
-        left = flags.FLAGS(arguments)
+        left = flags.FLAGS(_with_config(arguments))
         if flags.FLAGS.config is not None:
             # A file that could not be loaded is reported when its content is first asked for.
             flags.FLAGS.config.to_dict()

@@ -1,13 +1,13 @@
 """Trains, evaluates and exports image-text retrieval models.
 
   python -m xmodal_jax.main --config=configs/demo.py --workdir=runs/demo
-  python -m xmodal_jax.main --config=configs/demo.py --workdir=runs/demo --mode=evaluate \\
-    --config.evaluate.split=test
-  python -m xmodal_jax.main --config=configs/demo.py --workdir=runs/demo --mode=export
+  python -m xmodal_jax.main --workdir=runs/demo --mode=evaluate --config.evaluate.split=test
+  python -m xmodal_jax.main --workdir=runs/demo --mode=export
 
 A variant of a configuration is named after a colon (configs/coco.py:teran_symm); any field of it
 can be set as --config.section.field=value; configs/common.py lists all fields. The same command on
-the same workdir continues a run that was stopped.
+the same workdir continues a run that was stopped. A workdir that holds a run needs no --config: its
+own is taken.
 """
 
 import os
@@ -68,11 +68,13 @@ def run() -> None:
     # Late, so that --help and mistakes in flags answer at once.
     from xmodal_jax import distributed, evaluate, train
 
-    if _CONFIG.value is None:
-        raise UserError("--config is missing; try --config=configs/demo.py")
     # The libraries report every file they write at INFO; --verbosity=0 shows that.
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
+    if _CONFIG.value is None:
+        raise UserError(
+            "--config is missing, and no --workdir of a run is given; try --config=configs/demo.py"
+        )
     if _DISTRIBUTED.value:
         trains = _MODE.value == "train"
         distributed.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, trains)

@@ -62,7 +62,8 @@ def of_evaluation(workdir: Path, split: str, protocol: str, scoring: str = "") -
     path = evaluation_path(workdir, split, protocol, scoring)
     if not path.is_file():
         raise UserError(
-            f"{path} does not exist; run --mode=evaluate --config.evaluate.split={split}"
+            f"{path} does not exist; run main with --workdir={workdir} --mode=evaluate "
+            f"--config.evaluate.split={split}"
         )
     content = json.loads(path.read_text())
     metrics = _report_values(report_path(workdir, split, protocol, scoring)) | content["metrics"]
