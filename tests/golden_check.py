@@ -328,8 +328,10 @@ def check_eval(golden: Golden, name: str, meta: dict, dtype: str) -> Differences
     for side in ("i2t", "t2i"):
         table = [ours[f"{side}/{k}"] for k in fields]
         found[f"{side}/metrics"] = difference(table, run[side][:5])
-    found["i2t/ranks"] = difference(ranking.ranks(scores, ids, caption_ids), run["i2t_ranks"])
-    found["t2i/ranks"] = difference(ranking.ranks(scores.T, caption_ids, ids), run["t2i_ranks"])
+    sides = {"i2t": (scores, ids, caption_ids), "t2i": (scores.T, caption_ids, ids)}
+    for side, given in sides.items():
+        ranks = ranking.placement(*given).rank()
+        found[f"{side}/ranks"] = difference(ranks, run[f"{side}_ranks"])
     for column, relevance in ((5, run["rel_rougeL"]), (6, run["rel_spice"])):
         i2t = [graded.ndcg(relevance[:, i], np.argsort(-scores[i])) for i in ids]
         t2i = [graded.ndcg(row, np.argsort(-scores[:, c])) for c, row in enumerate(relevance)]

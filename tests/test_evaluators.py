@@ -1,5 +1,6 @@
 """Evaluators on a model that embeds what it is given, so that every number is known by hand."""
 
+import math
 from types import SimpleNamespace
 
 import flax.linen as nn
@@ -16,7 +17,7 @@ from xmodal_jax.evaluators.pointing import PointingEvaluator
 from xmodal_jax.evaluators.probes import ProbeEvaluator
 from xmodal_jax.evaluators.reranking import CandidateScorer, RerankingEvaluator
 from xmodal_jax.evaluators.retrieval import RetrievalEvaluator, check_scoring
-from xmodal_jax.metrics.ranking import ranks, retrieval_metrics
+from xmodal_jax.metrics.ranking import placement, retrieval_metrics
 from xmodal_jax.ops.alignment import alignment_score
 from xmodal_jax.ops.embeddings import Embeddings
 
@@ -184,29 +185,35 @@ def pair_scores(data):
     return scores, first
 
 
-def ranks_in_two_stages(scores, first, query_ids, target_ids, k):
+def placed_in_two_stages(scores, first, query_ids, target_ids, k):
     """By definition: the best k of the first stage by their new scores, above all the others.
 
-    Captions that begin with the same word are equal in the first stage: the mean over their orders.
+    Of each query: targets above the first right one, those of its score, and the right of these;
+    captions that begin with the same word are equal in the first stage.
     """
     out = []
     for q, own in enumerate(query_ids):
         order = sorted(range(len(target_ids)), key=lambda t: (-first[q, t], t))
         key = {t: (1, scores[q, t]) if t in order[:k] else (0, first[q, t]) for t in order}
-        best = max(key[t] for t in order if target_ids[t] == own)
-        negatives = [key[t] for t in order if target_ids[t] != own]
-        positives = [key[t] for t in order if target_ids[t] == own].count(best)
-        above = sum(other > best for other in negatives)
-        out.append(above + negatives.count(best) / (positives + 1))
-    return np.array(out)
+        right = [key[t] for t in order if target_ids[t] == own]
+        every, best = list(key.values()), max(right)
+        out.append((sum(x > best for x in every), every.count(best), right.count(best)))
+    return out
 
 
 def metrics_in_two_stages(scores, first, image_ids, caption_ids, k):
-    i2t = ranks_in_two_stages(scores, first, image_ids, caption_ids, k)
-    t2i = ranks_in_two_stages(scores.T, first.T, caption_ids, image_ids, k)
+    """Means over all orders of equal scores, of which so many leave the right ones out."""
+    i2t = placed_in_two_stages(scores, first, image_ids, caption_ids, k)
+    t2i = placed_in_two_stages(scores.T, first.T, caption_ids, image_ids, k)
     found = {}
-    for side, rank in (("i2t", i2t), ("t2i", t2i)):
-        found |= {f"{side}/r{n}": 100 * np.mean(rank < n) for n in (1, 5, 10)}
+    for side, placed in (("i2t", i2t), ("t2i", t2i)):
+        for n in (1, 5, 10):
+            missed = []
+            for above, tied, right in placed:
+                places = min(max(n - above, 0), tied)
+                missed.append(math.comb(tied - right, places) / math.comb(tied, places))
+            found[f"{side}/r{n}"] = 100 * (1 - np.mean(missed))
+        rank = [above + (tied - right) / (right + 1) for above, tied, right in placed]
         found[f"{side}/median_rank"] = np.floor(np.median(rank)) + 1
         found[f"{side}/mean_rank"] = np.mean(rank) + 1
     found["rsum"] = sum(value for name, value in found.items() if "_rank" not in name)
@@ -276,8 +283,8 @@ def test_merging_keeps_ties_and_the_order_of_the_first_stage():
     candidates = reranking.best_targets(equal, 2)
     assert candidates.tolist() == [[0, 1]]
     merged = reranking.merge_stages(equal, candidates, np.array([[3.0, 3.0]]))
-    assert ranks(merged, np.array([2]), np.arange(4))[0] == 2.5
-    assert ranks(merged, np.array([1]), np.arange(4))[0] == 0.5
+    assert placement(merged, np.array([2]), np.arange(4)).rank()[0] == 2.5
+    assert placement(merged, np.array([1]), np.arange(4)).rank()[0] == 0.5
 
 
 def test_a_score_that_is_not_finite_is_reported():
@@ -285,10 +292,10 @@ def test_a_score_that_is_not_finite_is_reported():
     candidates = reranking.best_targets(first, 1)
     merged = reranking.merge_stages(first, candidates, np.array([[2.0]]))
     with pytest.raises(UserError, match="target 1 .* is nan; 1 scores"):
-        ranks(merged, np.array([0]), np.arange(3))
+        placement(merged, np.array([0]), np.arange(3))
     merged = reranking.merge_stages(np.ones((1, 3)), np.array([[0, 2]]), np.array([[1.0, np.nan]]))
     with pytest.raises(UserError, match="target 2 .* is nan; 1 scores"):
-        ranks(merged, np.array([0]), np.arange(3))
+        placement(merged, np.array([0]), np.arange(3))
 
 
 @pytest.mark.parametrize(

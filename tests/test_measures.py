@@ -1,6 +1,8 @@
 """Figures of queries with equal scores, against all orders of the equal targets one by one."""
 
 import itertools
+import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from xmodal_jax.metrics import diagnostics, graded
 from xmodal_jax.metrics.judgements import by_ids, of_lists, same_image
 from xmodal_jax.metrics.measures import measure
 from xmodal_jax.metrics.parity import parity_metrics
+from xmodal_jax.metrics.placement import Placement
 from xmodal_jax.metrics.rouge import rouge_relevance
 
 EXACT = dict(rel=0, abs=1e-12)
@@ -17,9 +20,9 @@ EXACT = dict(rel=0, abs=1e-12)
 
 def orders(scores):
     """Every order, best first, that the scores allow."""
-    for order in itertools.permutations(range(len(scores))):
-        if all(scores[a] >= scores[b] for a, b in itertools.pairwise(order)):
-            yield list(order)
+    groups = [np.flatnonzero(scores == value) for value in sorted(set(scores), reverse=True)]
+    for parts in itertools.product(*map(itertools.permutations, groups)):
+        yield [int(item) for part in parts for item in part]
 
 
 def by_definition(order, positive, relevance, listed):
@@ -29,8 +32,11 @@ def by_definition(order, positive, relevance, listed):
         (2.0 ** relevance[item] - 1) / np.log2(place + 2) for place, item in enumerate(items[:25])
     )
     ideal = gain(sorted(order, key=lambda item: -relevance[item]))
+    first = hits.index(True)
     return [
-        hits.index(True),
+        first,
+        1 / (first + 1),
+        *(first < k for k in (1, 2, 5, 10)),
         sum(precisions) / listed,
         sum(hits[:listed]) / listed,
         gain(order) / ideal if ideal else 0.0,
@@ -48,7 +54,9 @@ def test_equal_scores_give_the_mean_over_their_orders(seed):
     every = [by_definition(o, positive, relevance[0], listed) for o in orders(scores[0])]
     ours = found.found["a"]
     assert [
-        ours.rank[0],
+        ours.first.rank()[0],
+        ours.first.reciprocal_rank()[0],
+        *(ours.first.recall(k)[0] for k in (1, 2, 5, 10)),
         ours.average_precision[0],
         ours.r_precision[0],
         found.ndcg["r"][0],
@@ -65,6 +73,28 @@ def test_more_equal_scores_than_ndcg_reads():
     )
 
 
+def test_placements_of_many_queries_equal_the_hypergeometric_distribution():
+    rng = np.random.default_rng(0)
+    above, tied = rng.integers(0, 12, 300), rng.integers(1, 40, 300)
+    right = rng.integers(1, np.minimum(tied, 6) + 1)
+    first = Placement(above, tied, right)
+    for k in (1, 5, 10):
+        found = first.recall(k)
+        for a, s, m, value in zip(above, tied, right, found, strict=True):
+            places = min(max(int(k - a), 0), int(s))
+            missed = Fraction(math.comb(int(s - m), places), math.comb(int(s), places))
+            assert value == pytest.approx(float(1 - missed), **EXACT)
+    for a, s, m, value in zip(above, tied, right, first.reciprocal_rank(), strict=True):
+        ways = [math.comb(int(s) - 1 - j, int(m) - 1) for j in range(s - m + 1)]
+        mean = sum(Fraction(n, int(a) + j + 1) for j, n in enumerate(ways)) / sum(ways)
+        assert value == pytest.approx(float(mean), **EXACT)
+    # As if all images were equal to a model, and a case whose numbers of orders overflow.
+    assert Placement(*np.array([[0], [25_000], [5]])).recall(10)[0] == pytest.approx(
+        1 - math.comb(24_995, 10) / math.comb(25_000, 10), **EXACT
+    )
+    assert len(Placement(*np.zeros((3, 0), int)).reciprocal_rank()) == 0
+
+
 def test_a_transposed_view_measured_in_blocks(monkeypatch):
     rng = np.random.default_rng(0)
     scores = rng.normal(size=(30, 90)).astype(np.float32)
@@ -74,7 +104,9 @@ def test_a_transposed_view_measured_in_blocks(monkeypatch):
     whole = measure(np.ascontiguousarray(scores.T), {"own": judged}, {"r": relevance.T})
     monkeypatch.setattr("xmodal_jax.metrics.measures._BLOCK_SCORES", 7 * 30)
     parts = measure(scores.T, {"own": judged}, {"r": relevance.T})
-    assert parts.found["own"].rank.tolist() == whole.found["own"].rank.tolist()
+    ranks = parts.found["own"].first.rank()
+    assert ranks.tolist() == whole.found["own"].first.rank().tolist()
+    assert len(set(ranks.tolist())) > 3
     assert parts.ndcg["r"].tolist() == whole.ndcg["r"].tolist()
     for caption in range(90):
         assert parts.top[caption].tolist() == np.argsort(-scores[:, caption])[:10].tolist()
@@ -167,12 +199,13 @@ def test_length_bias_against_scipy():
     rng = np.random.default_rng(0)
     lengths = rng.integers(4, 20, 200)
     found, ranks = rng.integers(0, 9, 200) + lengths // 5, rng.integers(0, 6, 200)
-    bias = diagnostics.length_bias(lengths, found, ranks)
+    hits = 100.0 * (ranks == 0)
+    bias = diagnostics.length_bias(lengths, found, 1 / (ranks + 1), hits)
     assert bias.found == pytest.approx(scipy_stats.spearmanr(lengths, found)[0], **EXACT)
     assert bias.finds == pytest.approx(scipy_stats.spearmanr(lengths, 1 / (ranks + 1))[0], **EXACT)
     assert bias.counts.sum() == 200
     for low, high, recall in zip(bias.edges[:-1], bias.edges[1:], bias.recall, strict=True):
         own = ranks[(lengths >= low) & (lengths < high)]
         assert recall == pytest.approx(100 * np.mean(own == 0), **EXACT)
-    constant = diagnostics.length_bias(np.full(5, 7), np.arange(5), np.zeros(5))
+    constant = diagnostics.length_bias(np.full(5, 7), np.arange(5), np.ones(5), np.full(5, 100.0))
     assert constant.found == 0 and constant.recall.tolist() == [100]

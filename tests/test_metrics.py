@@ -6,37 +6,44 @@ import numpy as np
 import pytest
 
 from xmodal_jax.metrics import graded, ranking
+from xmodal_jax.metrics.placement import Placement
 
 
-def enumerated_rank(scores, positive):
-    """Mean over all orders of the tied items of the position of the first positive."""
+def enumerated_ranks(scores, positive):
+    """Positions of the first positive in all orders of the tied items."""
     found = []
     for order in itertools.permutations(range(len(scores))):
         if all(scores[a] >= scores[b] for a, b in itertools.pairwise(order)):
             found.append(next(k for k, item in enumerate(order) if positive[item]))
-    return np.mean(found)
+    return np.array(found)
 
 
-def test_ranks_equal_enumeration_with_ties():
+def test_placements_equal_enumeration_with_ties():
     rng = np.random.default_rng(0)
     for _ in range(30):
         scores = rng.integers(0, 3, size=(1, 6)).astype(float)
         ids = rng.integers(0, 2, size=6)
         if not (ids == 1).any():
             continue
-        ours = ranking.ranks(scores, np.array([1]), ids)[0]
-        assert ours == pytest.approx(enumerated_rank(scores[0], ids == 1))
+        ours = ranking.placement(scores, np.array([1]), ids)
+        ranks = enumerated_ranks(scores[0], ids == 1)
+        assert ours.rank()[0] == pytest.approx(np.mean(ranks))
+        assert ours.reciprocal_rank()[0] == pytest.approx(np.mean(1 / (ranks + 1)))
+        for k in range(1, 8):
+            assert ours.recall(k)[0] == pytest.approx(np.mean(ranks < k))
 
 
 def test_equal_scores_give_chance_not_success():
     ids = np.arange(50)
     found = ranking.retrieval_metrics(np.ones((50, 50)), ids, ids)
-    assert found["i2t/r1"] == 0 and found["i2t/r10"] == 0
+    assert found["i2t/r1"] == pytest.approx(2) and found["i2t/r10"] == pytest.approx(20)
     assert found["t2i/mean_rank"] == 25.5
+    two = ranking.retrieval_metrics(np.zeros((2, 2)), ids[:2], ids[:2])
+    assert two["i2t/r1"] == two["t2i/r1"] == 50 and two["i2t/r5"] == 100
 
 
 def test_summary_by_hand():
-    found = ranking.summary(np.array([0.0, 4.0, 5.0, 9.0, 100.0, 200.0]))
+    found = ranking.summary(Placement.of_order(np.array([0, 4, 5, 9, 100, 200])))
     assert found["r1"] == pytest.approx(100 / 6)
     assert found["r5"] == pytest.approx(200 / 6)
     assert found["r10"] == pytest.approx(400 / 6)
@@ -91,7 +98,8 @@ def test_folds_are_index_pairs():
 
 
 def test_metrics_of_ranks_by_hand():
-    found = ranking.rank_metrics(np.array([0.0, 7.0]), np.array([0.0, 0.0, 3.0, 30.0]))
+    i2t, t2i = (Placement.of_order(np.array(ranks)) for ranks in ([0, 7], [0, 0, 3, 30]))
+    found = ranking.placement_metrics(i2t, t2i)
     assert [found[f"i2t/r{k}"] for k in (1, 5, 10)] == [50, 50, 100]
     assert [found[f"t2i/r{k}"] for k in (1, 5, 10)] == [50, 75, 75]
     assert found["rsum"] == 400 and found["t2i/mean_rank"] == 9.25
@@ -101,12 +109,12 @@ def test_a_score_that_is_not_finite_is_named():
     scores = np.zeros((2, 3))
     scores[1, 2] = np.nan
     with pytest.raises(ValueError, match=r"query 1 \(image 8\) with target 2 \(image 8\) is nan"):
-        ranking.ranks(scores, np.array([7, 8]), np.array([7, 7, 8]))
+        ranking.placement(scores, np.array([7, 8]), np.array([7, 7, 8]))
 
 
 def test_a_query_without_a_positive_is_named():
     with pytest.raises(ValueError, match="query 0.*image 9"):
-        ranking.ranks(np.zeros((1, 2)), np.array([9]), np.array([1, 2]))
+        ranking.placement(np.zeros((1, 2)), np.array([9]), np.array([1, 2]))
 
 
 def test_ndcg_by_hand():

@@ -49,8 +49,8 @@ def test_the_reference_s_own_evaluation(golden, case):
     # Without equal scores the honest ranks are the same ones, and so are the best targets.
     i2t = measure(scores, {"own": judgements["i2t"]}, turned, top=1)
     t2i = measure(scores.T, {"own": judgements["t2i"]}, relevances, top=50)
-    assert i2t.found["own"].rank.tolist() == run["i2t_ranks"].tolist()
-    assert t2i.found["own"].rank.tolist() == run["t2i_ranks"].tolist()
+    assert i2t.found["own"].first.rank().tolist() == run["i2t_ranks"].tolist()
+    assert t2i.found["own"].first.rank().tolist() == run["t2i_ranks"].tolist()
     assert i2t.top[:, 0].tolist() == run["i2t_top1"].tolist()
     assert t2i.top.tolist() == run["t2i_top50"].tolist()
     for name in relevances:
@@ -88,7 +88,7 @@ def test_trec(tmp_path):
     for q in range(queries):
         trec = theirs[f"q{q}"]
         assert found.r_precision[q] == pytest.approx(trec["Rprec"], **EXACT)
-        assert 1 / (found.rank[q] + 1) == pytest.approx(trec["recip_rank"], **EXACT)
+        assert found.first.reciprocal_rank()[q] == pytest.approx(trec["recip_rank"], **EXACT)
         assert found.average_precision[q] == pytest.approx(
             trec[f"map_cut_{len(lists[q])}"], **EXACT
         )
@@ -162,12 +162,12 @@ def test_figures_of_coco_equal_eccv_caption(oracle, captions_of):
     for side, scores in (("i2t", noise), ("t2i", noise.T)):
         found = measure(scores, {name: sides[side] for name, sides in judged.items()}).found
         eccv = found["eccv"]
-        assert np.mean(eccv.rank < 1) == pytest.approx(peer["eccv_r1"][side], **EXACT)
+        assert np.mean(eccv.first.recall(1)) == pytest.approx(peer["eccv_r1"][side], **EXACT)
         assert eccv.average_precision.mean() == pytest.approx(peer["eccv_map_at_r"][side], **EXACT)
         assert eccv.r_precision.mean() == pytest.approx(peer["eccv_rprecision"][side], **EXACT)
         assert 0.01 < eccv.average_precision.mean() < 0.99
         for k, value in cxc.items():
-            assert np.mean(found["cxc"].rank < k) == pytest.approx(value[side], **EXACT)
+            assert np.mean(found["cxc"].first.recall(k)) == pytest.approx(value[side], **EXACT)
     # The recalls of all images at once and of five folds.
     owners = np.repeat(images, 5)
     for protocol, recalls in (("full", oracle.coco_5k_recalls), ("5fold", oracle.coco_1k_recalls)):

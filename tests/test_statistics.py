@@ -18,7 +18,7 @@ def one_figure(values, images=None, fold=None):
 
 def p_value(first, second, images=None, **options):
     values = [one_figure(x, images).contributions() for x in (first, second)]
-    return statistics.paired_test(values[1] - values[0], **options)
+    return statistics.paired_tests(values[1] - values[0], **options)
 
 
 def test_a_figure_is_the_mean_of_the_means_of_the_folds():
@@ -81,6 +81,33 @@ def test_drawn_p_values_come_near_the_exact_ones():
     exact = np.mean(np.abs(signs @ differences) >= abs(differences.sum()) - 1e-9)
     found = p_value(np.zeros(14), differences)
     assert found[0] == pytest.approx(exact, abs=0.01) and 0.01 < exact < 0.5
+
+
+def test_drawn_p_values_are_those_of_loops_over_the_same_exchanges(monkeypatch):
+    rng = np.random.default_rng(2)
+    differences = rng.normal(0.1, 1, (30, 3)) * (rng.random((30, 1)) < 0.8)
+    kept = differences[(differences != 0).any(axis=1)]
+    assert 13 < len(kept) < 30
+    drawn, sizes = np.random.default_rng(7), [70] * 7 + [10]
+    shapes = [(size, len(kept)) for size in sizes]
+    signs = 1 - 2 * np.concatenate([drawn.integers(0, 2, s, dtype=np.int8) for s in shapes])
+    expected = []
+    for own in kept.T:
+        reached = [abs(sum(s * d for s, d in zip(row, own, strict=True))) for row in signs]
+        expected.append((1 + sum(x >= abs(own.sum()) - 1e-9 for x in reached)) / 501)
+    monkeypatch.setattr(statistics, "_BLOCK_SIGNS", 70 * len(kept))
+    found = statistics.paired_tests(differences, permutations=500, seed=7)
+    assert found == pytest.approx(expected, **EXACT)
+
+
+def test_clear_differences_stay_significant_among_many_tests():
+    # As of 12 runs by 9 figures: 66 pairs, of which those with the last run differ clearly.
+    tests, clear = 66 * 9, 11 * 9
+    rng = np.random.default_rng(0)
+    differences = rng.normal(size=(40, tests))
+    differences[:, :clear] += 5
+    corrected = statistics.holm(statistics.paired_tests(differences))
+    assert np.all(corrected[:clear] < 0.05) and np.mean(corrected[clear:] < 0.05) == 0
 
 
 def test_equal_runs_are_called_different_as_seldom_as_promised():

@@ -59,18 +59,30 @@ class LengthBias:
 
 
 def length_bias(
-    lengths: np.ndarray, occurrences: np.ndarray, ranks: np.ndarray, bins: int = 5
+    lengths: np.ndarray,
+    occurrences: np.ndarray,
+    reciprocal: np.ndarray,
+    recall: np.ndarray,
+    bins: int = 5,
 ) -> LengthBias:
-    """lengths, ranks (t2i, 0-based), occurrences (i2t): [C] of each caption."""
+    """Of C captions by their lengths.
+
+    Args:
+      lengths: [C] in words.
+      occurrences: [C] how many images have it among their best.
+      reciprocal: [C] reciprocal rank of its image, in any unit.
+      recall: [C] R@1 of its image, 0 to 100.
+      bins: groups of captions, of which those of one length are in one.
+    """
     quantiles = np.quantile(lengths, np.linspace(0, 1, bins + 1)[1:-1], method="higher")
     edges = np.unique(np.concatenate([[lengths.min()], quantiles, [lengths.max() + 1]]))
     place = np.searchsorted(edges, lengths, side="right") - 1
     counts = np.bincount(place, minlength=len(edges) - 1)
-    hits = np.bincount(place, ranks < 1, minlength=len(edges) - 1)
+    sums = np.bincount(place, recall, minlength=len(edges) - 1)
     return LengthBias(
         rank_correlation(lengths, occurrences),
-        rank_correlation(lengths, 1 / (ranks + 1)),
+        rank_correlation(lengths, reciprocal),
         edges,
-        100 * hits / np.maximum(counts, 1),
+        sums / np.maximum(counts, 1),
         counts,
     )

@@ -12,6 +12,7 @@ import numpy as np
 
 from xmodal_jax.metrics.graded import NDCG_AT, expected_dcg, ideal_dcg
 from xmodal_jax.metrics.judgements import Judgements
+from xmodal_jax.metrics.placement import Placement
 from xmodal_jax.metrics.precision import Standing
 
 TOP = 10
@@ -22,11 +23,11 @@ _BLOCK_SCORES = 2**22  # of a block of queries; a copy of it is sorted
 class Found:
     """What the judged queries found: [J] each, in the order of `queries`.
 
-    rank: expected 0-based rank of the first positive; average_precision: mAP@R; r_precision.
+    first: where the first positives stand; average_precision: mAP@R; r_precision.
     """
 
     queries: np.ndarray
-    rank: np.ndarray
+    first: Placement
     average_precision: np.ndarray
     r_precision: np.ndarray
 
@@ -106,9 +107,10 @@ def _ndcg(scores: np.ndarray, relevance: np.ndarray, lowest: np.ndarray) -> np.n
 
 
 def _found(judgements: Judgements, standings: list[Standing]) -> Found:
+    first = np.array([standing.first() for standing in standings], np.int64).reshape(-1, 3)
     return Found(
         judgements.queries,
-        np.array([standing.rank() for standing in standings]),
+        Placement(*first.T),
         np.array([standing.average_precision_at_r() for standing in standings]),
         np.array([standing.r_precision() for standing in standings]),
     )

@@ -11,6 +11,7 @@ import numpy as np
 
 from xmodal_jax.metrics.graded import ndcg
 from xmodal_jax.metrics.judgements import Judgements
+from xmodal_jax.metrics.placement import Placement
 from xmodal_jax.metrics.ranking import summary
 
 
@@ -28,14 +29,14 @@ def parity_metrics(
       judgements: of every query.
       relevances: [Q, T] by name.
     """
-    ranks = np.empty(len(scores))
+    ranks = np.empty(len(scores), np.int64)
     values = {name: np.empty(len(scores)) for name in relevances}
     for query, positives, _ in judgements:
         order = np.argsort(np.ascontiguousarray(scores[query]))[::-1]
         ranks[query] = np.flatnonzero(np.isin(order, positives))[0]
         for name, relevance in relevances.items():
             values[name][query] = ndcg(np.ascontiguousarray(relevance[query]), order)
-    out = {f"{side}/{name}": value for name, value in summary(ranks).items()}
+    out = {f"{side}/{name}": value for name, value in summary(Placement.of_order(ranks)).items()}
     for name, found in values.items():
         counted = found[found != 0] if side == "i2t" else found
         out[f"{side}/ndcg_{name}"] = float(np.mean(counted)) if len(counted) else 0.0

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from xmodal_jax.metrics.ranking import folds, mean_metrics, rank_metrics, ranks
+from xmodal_jax.metrics.placement import Placement
+from xmodal_jax.metrics.ranking import folds, mean_metrics, placement, placement_metrics
 
 SIDES = ("i2t", "t2i")
 
@@ -61,8 +62,8 @@ def parts_of(
 
 def metrics_of_parts(parts: Iterable[Part]) -> dict[str, float]:
     """Recalls, median and mean ranks of both directions and rsum: the means over the folds."""
-    found: dict[int, dict[str, np.ndarray]] = {}
+    found: dict[int, dict[str, Placement]] = {}
     for part in parts:
-        rank = ranks(part.scores, part.query_ids, part.target_ids)
-        found.setdefault(part.fold, {})[part.side] = rank
-    return mean_metrics([rank_metrics(sides["i2t"], sides["t2i"]) for sides in found.values()])
+        first = placement(part.scores, part.query_ids, part.target_ids)
+        found.setdefault(part.fold, {})[part.side] = first
+    return mean_metrics([placement_metrics(sides["i2t"], sides["t2i"]) for sides in found.values()])

@@ -1,8 +1,7 @@
-"""Where the right targets of a query stand, and the figures that follow from that.
+"""Where all right targets of a query stand, and the precisions that follow from that.
 
-Equal scores have no order: a figure that depends on one is its mean over all orders of the equal
-targets (McSherry & Najork, ECIR 2008), computed in closed form. A rank is the expected rank of
-`ranking`.
+Equal scores have no order: mAP@R and R-precision are means over all orders of the equal targets, in
+closed form, as the figures of `placement` are.
 """
 
 import dataclasses
@@ -30,11 +29,10 @@ class Standing:
         left = np.searchsorted(ordered, scores, side="left")
         return cls(len(ordered) - right, right - left, listed)
 
-    def rank(self) -> float:
-        """Expected 0-based rank of the first positive."""
-        own = np.count_nonzero(self.above == self.above[0])
-        # k positives and t negatives in random order: t / (k + 1) negatives precede the first one.
-        return float(self.above[0] + (self.tied[0] - own) / (own + 1))
+    def first(self) -> tuple[int, int, int]:
+        """The fields of a `Placement`: targets above, of the same score, and the right of these."""
+        right = int(np.count_nonzero(self.above == self.above[0]))
+        return int(self.above[0]), int(self.tied[0]), right
 
     def _groups(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """[G] of each set of equal scores with positives: above, size, positives, those before."""

@@ -1,8 +1,7 @@
 """Retrieval metrics from a score matrix, in plain numpy.
 
-A rank is 0-based and expected: an item among t equally scored negatives has its mean position over
-all orders of the tie. A model that gives every pair the same score therefore gets chance level, not
-100 %.
+Recalls and ranks are means over all orders of equal scores (see `placement`): a model that gives
+every pair the same score gets chance level, not 100 %. The median rank is that of expected ranks.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,6 +10,7 @@ import numpy as np
 
 from xmodal_jax.errors import UserError
 from xmodal_jax.metrics.judgements import same_image
+from xmodal_jax.metrics.placement import Placement
 
 RECALL_AT = (1, 5, 10)
 PROTOCOLS = ("full", "5fold")
@@ -40,8 +40,8 @@ def check_finite(scores: np.ndarray, query_ids: np.ndarray, target_ids: np.ndarr
         )
 
 
-def ranks(scores: np.ndarray, query_ids: np.ndarray, target_ids: np.ndarray) -> np.ndarray:
-    """Expected 0-based rank [Q] of each query's best-placed positive target.
+def placement(scores: np.ndarray, query_ids: np.ndarray, target_ids: np.ndarray) -> Placement:
+    """Where each query's first positive target stands.
 
     Args:
       scores: [Q, T].
@@ -51,20 +51,18 @@ def ranks(scores: np.ndarray, query_ids: np.ndarray, target_ids: np.ndarray) -> 
       UserError: a score is not finite, or a query has no positive; the message names it.
     """
     check_finite(scores, query_ids, target_ids)
-    out = np.empty(len(scores))
+    found = np.empty((len(scores), 3), np.int64)
     for q, positives, _ in same_image(query_ids, target_ids):
-        row = scores[q]
-        best = row[positives].max()
-        own = np.count_nonzero(row[positives] == best)
-        tied = np.count_nonzero(row == best) - own
-        # k positives and t negatives in random order: t / (k + 1) negatives precede the first one.
-        out[q] = np.count_nonzero(row > best) + tied / (own + 1)
-    return out
+        row, own = scores[q], scores[q, positives]
+        best = own.max()
+        found[q] = [np.count_nonzero(x) for x in (row > best, row == best, own == best)]
+    return Placement(*found.T)
 
 
-def summary(rank: np.ndarray) -> dict[str, float]:
+def summary(first: Placement) -> dict[str, float]:
     """R@1/5/10 in percent, median rank (as published: floor of the median, plus 1), mean rank."""
-    out = {f"r{k}": float(100 * np.mean(rank < k)) for k in RECALL_AT}
+    out = {f"r{k}": float(100 * np.mean(first.recall(k))) for k in RECALL_AT}
+    rank = first.rank()
     out["median_rank"] = float(np.floor(np.median(rank)) + 1)
     out["mean_rank"] = float(np.mean(rank) + 1)
     return out
@@ -82,12 +80,12 @@ def retrieval_metrics(
     Returns:
       i2t/r1, ..., t2i/mean_rank, rsum; i2t ranks captions for an image, t2i images for a caption.
     """
-    i2t = ranks(scores, image_ids, caption_image_ids)
-    return rank_metrics(i2t, ranks(scores.T, caption_image_ids, image_ids))
+    i2t = placement(scores, image_ids, caption_image_ids)
+    return placement_metrics(i2t, placement(scores.T, caption_image_ids, image_ids))
 
 
-def rank_metrics(i2t: np.ndarray, t2i: np.ndarray) -> dict[str, float]:
-    """`retrieval_metrics` from the 0-based ranks of both directions, [I] and [C].
+def placement_metrics(i2t: Placement, t2i: Placement) -> dict[str, float]:
+    """`retrieval_metrics` from the placements of both directions, of I and of C queries.
 
     Re-ranking scores other pairs for each direction, so that no one matrix gives both.
     """

@@ -14,6 +14,7 @@ from xmodal_jax.metrics.judgements import Judgements, same_image
 from xmodal_jax.metrics.measures import TOP, Found, Measured, measure
 from xmodal_jax.metrics.parity import parity_metrics
 from xmodal_jax.metrics.parts import SIDES, Part
+from xmodal_jax.metrics.placement import Placement
 from xmodal_jax.metrics.ranking import RECALL_AT, check_finite
 from xmodal_jax.report.collection import Collection
 from xmodal_jax.report.content import (
@@ -137,21 +138,21 @@ def _relevances_of(part: Part, relevances: Mapping[str, np.ndarray]) -> dict[str
     return out
 
 
-def _recalls(rank: np.ndarray) -> dict[str, np.ndarray]:
-    return {f"r{k}": 100.0 * (rank < k) for k in RECALL_AT}
+def _recalls(first: Placement) -> dict[str, np.ndarray]:
+    return {f"r{k}": 100 * first.recall(k) for k in RECALL_AT}
 
 
 def _values(measured: Measured) -> dict[str, np.ndarray]:
     """[Q] of each figure that is a mean over the queries."""
     found = measured.found["own"]
-    values = _recalls(found.rank) | _more_values(found)
+    values = _recalls(found.first) | _more_values(found)
     return values | {f"ndcg_{name}": 100 * each for name, each in measured.ndcg.items()}
 
 
 def _more_values(found: Found) -> dict[str, np.ndarray]:
     return {
-        "mean_rank": found.rank + 1,
-        "mrr": 100 / (found.rank + 1),
+        "mean_rank": found.first.rank() + 1,
+        "mrr": 100 * found.first.reciprocal_rank(),
         "map_at_r": 100 * found.average_precision,
         "r_precision": 100 * found.r_precision,
     }
@@ -166,7 +167,7 @@ def _corrected_values(
     """
     values = {}
     for name in filter(found.__contains__, SETS):
-        every = _recalls(found[name].rank) | _more_values(found[name])
+        every = _recalls(found[name].first) | _more_values(found[name])
         for value in _CORRECTED[name]:
             column = np.full(count, np.nan)
             column[judged[found[name].queries]] = every[value]
@@ -272,7 +273,8 @@ def _diagnostics(tables: Mapping[str, QueryTable], collection: Collection) -> di
         }
     if collection.captions:
         lengths = np.array([len(text.split()) for text in collection.captions])
-        bias = length_bias(lengths, occurrences["i2t"], tables["t2i"].rank())
+        found_by = tables["t2i"].values
+        bias = length_bias(lengths, occurrences["i2t"], found_by["mrr"], found_by["r1"])
         out["length"] = {
             "found": bias.found,
             "finds": bias.finds,

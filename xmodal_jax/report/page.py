@@ -61,8 +61,8 @@ def render_page(report: Report, pictures: Pictures | None = None) -> str:
     body.append(
         "<p><small>Percent, but for ranks. In brackets the 95 % interval: what the figure would be "
         "on another draw of images (with all of their captions). ± is the standard deviation over "
-        "folds. Equal scores get their expected rank, mAP@R, R-precision and NDCG the mean over "
-        "their orders.</small></p>"
+        "folds. Figures are means over all orders of equal scores; the median and the plots of "
+        "ranks are of expected ones.</small></p>"
     )
     body.extend(f"<p><b>Note:</b> {html.escape(note)}</p>" for note in report.notes)
     body.append("<h2>Ranks</h2>")

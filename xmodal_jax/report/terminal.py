@@ -100,7 +100,7 @@ def render_comparison(runs: Sequence[Run], differences: Sequence[Difference]) ->
     for d in differences:
         row = [d.figure, d.second, d.first, f"{d.value:+.2f}", f"[{d.low:+.2f}, {d.high:+.2f}]"]
         mark = "*" if d.significant else ""
-        tests.append([*row, f"{d.p:.4f}", f"{d.p_corrected:.4f}{mark}"])
+        tests.append([*row, f"{d.p:.5f}", f"{d.p_corrected:.4f}{mark}"])
     lines.append(_aligned(tests))
     lines.append("paired randomisation test by images; corrected (Holm) for all rows; * p < 0.05")
     if any(len(run.figures) > 1 for run in runs):
