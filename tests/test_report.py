@@ -357,10 +357,12 @@ def test_seeds_are_one_row_and_ensembles_have_rows_of_their_own(tmp_path, capsys
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
     singles = reports(tmp_path, **names)
-    for name in ("c/seed0", "d/seed0"):
-        (tmp_path / name).parent.mkdir()
+    for name in ("both/c/seed0", "both/d/seed0"):
+        (tmp_path / name).parent.mkdir(parents=True)
     more = ("--ensemble", "x", "y")
-    ensembles = reports(tmp_path, **{"c/seed0": (4, 9.0, *more), "d/seed0": (5, 0.1, *more)})
+    ensembles = reports(
+        tmp_path, **{"both/c/seed0": (4, 9.0, *more), "both/d/seed0": (5, 0.1, *more)}
+    )
     capsys.readouterr()
     words = ["compare", "--seeds", *ensembles, *singles, "--figures", "rsum"]
     assert program.main(words) == 0
@@ -376,10 +378,17 @@ def test_seeds_are_one_row_and_ensembles_have_rows_of_their_own(tmp_path, capsys
     assert f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}*" in lines[1]
     # c is far better than a, but an ensemble; each kind has a best one of its own.
     assert "*" not in lines[2] and lines[3].endswith("*") and not lines[4].endswith("*")
+    assert program.main([*words, "--markdown"]) == 0
+    heads, _, best, *_, ensemble, _ = capsys.readouterr().out.splitlines()
+    assert heads == "| run | seeds | rsum |" and best.startswith("| a | 2 | **")
+    assert ensemble.startswith("| ensemble: c | 1 | **") and "±" not in ensemble
+    # The interval of one run is that of its own report.
+    figure = read_report(Path(ensembles[0])).figures["rsum"]
+    assert f"{figure.value:.1f} [{figure.low:.1f}, {figure.high:.1f}]" in ensemble
     # Seeds do not put an ensemble and a single run together.
     (tmp_path / "runs" / "a" / "seed9").mkdir()
     moved = tmp_path / "runs" / "a" / "seed9" / "report"
-    (tmp_path / "runs" / "c" / "seed0" / "report").rename(moved)
+    (tmp_path / "runs" / "both" / "c" / "seed0" / "report").rename(moved)
     assert program.main(["compare", "--seeds", *singles, str(moved)]) == 2
     assert "a: an ensemble and a single run are not two seeds" in capsys.readouterr().err
 

@@ -33,7 +33,7 @@ from xmodal_jax.report.matrices import read_scores
 from xmodal_jax.report.page import render_comparison
 from xmodal_jax.report.pictures import pictures_of
 from xmodal_jax.report.relevance import corrected_of, relevances_of
-from xmodal_jax.report.terminal import render
+from xmodal_jax.report.terminal import render, render_markdown
 from xmodal_jax.report.terminal import render_comparison as comparison_table
 from xmodal_jax.report.trec import TrecRuns
 from xmodal_jax.report.write import write_report
@@ -113,6 +113,11 @@ def _parser() -> argparse.ArgumentParser:
         help="figures to test, as report.json names them; each adds to the correction",
     )
     many.add_argument("--out", type=Path, metavar="DIR", help="for comparison.html and .json")
+    many.add_argument(
+        "--markdown",
+        action="store_true",
+        help="print the runs as a Markdown table, with 95 %% intervals and without the tests",
+    )
     return parser
 
 
@@ -202,7 +207,7 @@ def _compare(args: argparse.Namespace) -> None:
     if len(runs) < 2:
         raise UserError(f"a comparison needs at least 2 runs, not {len(runs)}; give more reports")
     differences = compare(runs, [name for name in args.figures.split(",") if name])
-    print(comparison_table(runs, differences))
+    print((render_markdown if args.markdown else comparison_table)(runs, differences))
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
         rows = [dataclasses.asdict(d) | {"significant": d.significant} for d in differences]

@@ -16,7 +16,7 @@ import numpy as np
 
 from xmodal_jax.errors import UserError
 from xmodal_jax.metrics import statistics
-from xmodal_jax.report.content import SUMMED, Figure, QueryTable, clustered_values
+from xmodal_jax.report.content import SUMMED, Figure, clustered_values
 from xmodal_jax.report.files import SavedReport
 
 LEVEL = 0.05
@@ -28,13 +28,18 @@ class Run:
     """One row of a comparison: a run, several seeds of one, or an ensemble.
 
     figures: of each seed; source: the report of the first of them.
+    means: names of the M figures that are means over queries, and rsum.
+    contributions: [I, M] what each image adds to each of them, of the mean over the seeds.
+    drawn: [samples, M] the figures of drawn collections of images, the same for all runs.
     """
 
     name: str
     ensemble: bool
-    tables: dict[str, QueryTable]
     figures: tuple[dict[str, Figure], ...]
     source: SavedReport
+    means: tuple[str, ...]
+    contributions: np.ndarray
+    drawn: np.ndarray
 
     def value(self, name: str) -> float:
         """The mean of a figure over the seeds."""
@@ -44,6 +49,11 @@ class Run:
         """The sample standard deviation over the seeds, if there are several."""
         values = [each[name].value for each in self.figures]
         return plain.stdev(values) if len(values) > 1 else None
+
+    def interval(self, name: str) -> tuple[float, float]:
+        """The ends of the 95 % interval of a mean, images drawn with all of their queries."""
+        low, high = statistics.interval(self.drawn[:, [self.means.index(name)]])
+        return float(low[0]), float(high[0])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +91,18 @@ def make_run(name: str, reports: Sequence[SavedReport]) -> Run:
         shared = [n for n in first.values if all(n in table.values for table in each)]
         values = {n: np.mean([table.values[n] for table in each], axis=0) for n in shared}
         tables[side] = dataclasses.replace(first, values=values)
-    return Run(name, kinds.pop(), tables, tuple(report.figures for report in reports), reports[0])
+    means, data = clustered_values(tables)
+    at = [means.index(summed) for summed in SUMMED]
+    with_rsum = lambda x: np.concatenate([x, x[:, at].sum(axis=1, keepdims=True)], axis=1)
+    return Run(
+        name,
+        kinds.pop(),
+        tuple(report.figures for report in reports),
+        reports[0],
+        (*means, "rsum"),
+        with_rsum(data.contributions()),
+        with_rsum(statistics.bootstrap(data)),
+    )
 
 
 def _check_same_data(reports: Sequence[SavedReport]) -> None:
@@ -107,42 +128,28 @@ def compare(runs: Sequence[Run], figures: Sequence[str] = FIGURES) -> list[Diffe
       UserError: a figure is not a mean that all of them have, or they are of different data.
     """
     _check_same_data([run.source for run in runs])
-    data = []
-    for run in runs:
-        names, own = clustered_values(run.tables)
-        data.append(_with_rsum(names, own))
     shared = list(dict.fromkeys(figures))
     for name in shared:
-        for run, (names, _, _) in zip(runs, data, strict=True):
-            if name not in names:
-                known = ", ".join(names)
+        for run in runs:
+            if name not in run.means:
+                known = ", ".join(run.means)
                 raise UserError(f"figure {name!r} of {run.name} can't be tested; use {known}")
     found: list[dict[str, Any]] = []
     tested = []
-    for a, b in itertools.combinations(range(len(runs)), 2):
-        (names_a, contributions_a, drawn_a), (names_b, contributions_b, drawn_b) = data[a], data[b]
-        at_a, at_b = ([names.index(name) for name in shared] for names in (names_a, names_b))
-        differences = contributions_b[:, at_b] - contributions_a[:, at_a]
+    for a, b in itertools.combinations(runs, 2):
+        at_a, at_b = ([run.means.index(name) for name in shared] for run in (a, b))
+        differences = b.contributions[:, at_b] - a.contributions[:, at_a]
         tested.append(differences)
         # Both were drawn with the same images.
-        low, high = statistics.interval(drawn_b[:, at_b] - drawn_a[:, at_a])
+        low, high = statistics.interval(b.drawn[:, at_b] - a.drawn[:, at_a])
         for k, name in enumerate(shared):
             ends = float(low[k]), float(high[k])
             value = float(differences[:, k].sum())
-            row = dict(figure=name, first=runs[a].name, second=runs[b].name, value=value)
+            row = dict(figure=name, first=a.name, second=b.name, value=value)
             found.append(row | dict(low=ends[0], high=ends[1]))
     p_values = statistics.paired_tests(np.concatenate(tested, axis=1))
     rows = zip(found, p_values.tolist(), statistics.holm(p_values).tolist(), strict=True)
     return [Difference(**row, p=p, p_corrected=corrected) for row, p, corrected in rows]
-
-
-def _with_rsum(
-    names: list[str], data: statistics.Clustered
-) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Names, what each image adds to each figure [I, M], and drawn figures [samples, M]."""
-    at = [names.index(name) for name in SUMMED]
-    added = lambda x: np.concatenate([x, x[:, at].sum(axis=1, keepdims=True)], axis=1)
-    return [*names, "rsum"], added(data.contributions()), added(statistics.bootstrap(data))
 
 
 def best_runs(

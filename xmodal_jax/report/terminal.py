@@ -1,5 +1,6 @@
 """Reports and comparisons as tables for the terminal."""
 
+import os
 from collections.abc import Sequence
 
 from xmodal_jax.metrics.parts import SIDES
@@ -70,18 +71,23 @@ def render(report: Report) -> str:
 
 
 def comparison_rows(
-    runs: Sequence[Run], differences: Sequence[Difference]
+    runs: Sequence[Run], differences: Sequence[Difference], *, intervals: bool = True
 ) -> tuple[list[list[str]], frozenset[tuple[int, int]]]:
     """Cells, single runs first, ensembles in rows of their own below; and the cells to mark."""
     figures = list(dict.fromkeys(difference.figure for difference in differences))
     best = best_runs(runs, differences)
     rows, marked = [["run", "seeds", *figures]], set()
+    names = {run.name: run.name for run in runs}
+    ensembles = [run.name for run in runs if run.ensemble]
+    if ensembles:
+        shared = os.path.commonpath([os.path.dirname(name) for name in ensembles]) or "."
+        names |= {name: f"ensemble: {os.path.relpath(name, shared)}" for name in ensembles}
     for run in sorted(runs, key=lambda run: run.ensemble):
-        name = f"ensemble: {run.name}" if run.ensemble else run.name
-        cells = [name, str(len(run.figures))]
+        cells = [names[run.name], str(len(run.figures))]
         for column, figure in enumerate(figures, 2):
-            spread = run.spread(figure)
-            cells.append(f"{run.value(figure):.1f}" + (f" ± {spread:.1f}" if spread else ""))
+            low, high = run.interval(figure) if intervals else (None, None)
+            value = run.value(figure)
+            cells.append(describe_figure(Figure(value, 0, low, high, run.spread(figure))))
             if best.get((figure, run.ensemble)) == run.name:
                 marked.add((len(rows), column))
         rows.append(cells)
@@ -90,7 +96,7 @@ def comparison_rows(
 
 def render_comparison(runs: Sequence[Run], differences: Sequence[Difference]) -> str:
     """The runs as a table, `*` where one is significantly the best; then the tests."""
-    rows, marked = comparison_rows(runs, differences)
+    rows, marked = comparison_rows(runs, differences, intervals=False)
     cells = [
         [cell + ("*" if (k, n) in marked else "") for n, cell in enumerate(row)]
         for k, row in enumerate(rows)
@@ -106,3 +112,17 @@ def render_comparison(runs: Sequence[Run], differences: Sequence[Difference]) ->
     if any(len(run.figures) > 1 for run in runs):
         lines.append(SEEDS)
     return "\n".join(lines)
+
+
+def render_markdown(runs: Sequence[Run], differences: Sequence[Difference]) -> str:
+    """The runs as a Markdown table with 95 % intervals, bold where one is significantly the best.
+
+    All of the differences count in the correction; the tests themselves are left out.
+    """
+    rows, marked = comparison_rows(runs, differences)
+    lines = [
+        [f"**{cell}**" if (k, n) in marked else cell for n, cell in enumerate(row)]
+        for k, row in enumerate(rows)
+    ]
+    lines.insert(1, ["---"] * len(rows[0]))
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
