@@ -21,6 +21,7 @@ LAYERS = [
         "metric_writer",
         "scoring",
         "workdir",
+        "run_config",
         "optimizer",
     ],
     ["models"],

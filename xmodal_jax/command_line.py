@@ -6,11 +6,11 @@ from pathlib import Path
 
 from absl import flags
 
-import configs
 from xmodal_jax.errors import UserError
 
 _LAST_RAISED = re.compile(r"^\s*(\w*Error): (.*)$", re.MULTILINE)
 _NEAREST = re.compile(r'Did you mean "([^"]+)" instead of "([^"]+)"')
+_RUN_CONFIG = Path(__file__).with_name("run_config.py")  # loaded by its path, as all of them are
 _HELP = "configs/common.py lists all fields"
 
 
@@ -47,8 +47,7 @@ def _with_config(arguments: Sequence[str]) -> list[str]:
         return list(arguments)
     if not (Path(workdir) / "config.json").is_file():
         return list(arguments)
-    file = Path(configs.__path__[0]) / "run.py"
-    return [*arguments[:1], f"--config={file}:{workdir}", *arguments[1:]]
+    return [*arguments[:1], f"--config={_RUN_CONFIG}:{workdir}", *arguments[1:]]
 
 
 def parse_flags(arguments: Sequence[str]) -> list[str]:
