@@ -2,8 +2,8 @@
 
   python -m xmodal_jax.main --workdir=runs/demo --mode=export
 
-takes this configuration file where a workdir holds a run and no --config is given; by its own name it
-is --config=xmodal_jax/run_config.py:runs/demo.
+takes this configuration file where a workdir holds a run and no --config is given; by its own
+name it is --config=xmodal_jax/run_config.py:runs/demo.
 """
 
 from pathlib import Path
