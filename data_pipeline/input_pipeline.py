@@ -22,69 +22,34 @@ sorted by descending confidence, then padding, which is 0 wherever the mask is F
 """
 
 import math
-import os
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import absl.logging
 import numpy as np
-import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from data_pipeline.decoding import Record, batch_images, filled, make_decoder
+from data_pipeline.decoding import batch_images, filled, make_decoder
+from data_pipeline.drawn_captions import drawn_captions
 from data_pipeline.errors import DataError
-from data_pipeline.region_captions import find_damage, split_info
-from data_pipeline.streams import exactly, only_rows, rows_of_streams, shuffled_stream
+from data_pipeline.reading import CAPTION_FIELDS, in_order, read
+from data_pipeline.region_captions import split_info
+from data_pipeline.streams import only_rows, rows_of_streams, shuffled_stream
 from data_pipeline.tokenizer import Tokenizer
 
 Batch = dict[str, np.ndarray]
 
 _IMAGE_FIELDS = ("image_id", "regions", "boxes", "object_labels")
 _RELATION_FIELDS = ("relations", "relation_scores")
-_CAPTION_FIELDS = ("image_id", "first_caption", "captions")
-_CHUNK = 4  # Records handed over by tf.data at a time: few enough to stay in a processor's cache.
-
-
-class Links(NamedTuple):
-    """L known word-to-region links: caption_id, characters start to end (exclusive), region."""
-
-    caption_id: np.ndarray
-    start: np.ndarray
-    end: np.ndarray
-    region: np.ndarray
-
-
-class Content(NamedTuple):
-    """An image: its id, the name of its picture ("" if unknown), width and height, captions."""
-
-    image_id: int
-    file_name: str
-    size: tuple[int, int]
-    captions: tuple[str, ...]
-
-
-def num_examples(builder: tfds.core.DatasetBuilder, split: str) -> int:
-    """Number of records, that is of images, of a split."""
-    return split_info(builder, split).num_examples
-
-
-def feature_width(builder: tfds.core.DatasetBuilder) -> int:
-    """F, the width of the region features of all splits."""
-    return builder.info.features["regions"].shape[-1]
-
-
-def predicates(builder: tfds.core.DatasetBuilder) -> list[str]:
-    """Names of the predicates that `relations[..., 1]` counts, of all splits; may be empty."""
-    return list(builder.info.metadata["predicates"])
 
 
 def steps_per_epoch(
     builder: tfds.core.DatasetBuilder, split: str, batch_size: int, streams: int = 1
 ) -> int:
     """Whole batches in a pass over the split; DataError where there is none."""
-    count = num_examples(builder, split)
+    count = split_info(builder, split).num_examples
     if not 1 <= batch_size <= count:
         raise DataError(
             f"batch_size={batch_size} does not fit split {split!r} of {builder.info.full_name}, "
@@ -147,22 +112,22 @@ def train_batches(
     steps = steps_per_epoch(builder, split, batch_size, streams)
     shares = rows_of_streams(rows, batch_size, streams)
     info = split_info(builder, split)
-    decode = make_decoder(builder, (*_image_fields(max_relations), *_CAPTION_FIELDS))
+    decode = make_decoder(builder, (*_image_fields(max_relations), *CAPTION_FIELDS))
 
     def epochs() -> Iterator[Batch]:
         epoch, first = divmod(start_step, steps)
         while True:
             truncated = 0
-            read = []
+            parts = []
             for number, wanted in shares.items():
                 size = len(wanted)
                 records = shuffled_stream(
                     info, number, seed=seed, epoch=epoch, streams=streams, buffer=shuffle_buffer
                 )
                 records = records.take(steps * size).skip(first * size)
-                mine = _read(only_rows(records, wanted), builder, split)
-                read.append((mine, int(wanted.sum())))
-            decoded = map(decode, _in_turn(read, steps - first))
+                mine = read(only_rows(records, wanted), builder, split)
+                parts.append((mine, int(wanted.sum())))
+            decoded = map(decode, _in_turn(parts, steps - first))
             for batch in batch_images(decoded, len(rows), max_regions, max_relations):
                 batch, cut = _with_drawn_caption(batch, tokenizer, widths, seed, epoch)
                 truncated += cut
@@ -185,7 +150,7 @@ def image_batches(
 
     The last batch is filled up with copies of its last image, whose mask is False.
     """
-    records = _in_order(builder, split, _image_fields(max_relations))
+    records = in_order(builder, split, _image_fields(max_relations))
     return _ahead(batch_images(records, batch_size, max_regions, max_relations))
 
 
@@ -204,7 +169,7 @@ def caption_batches(
     """
     rows = (
         (record["image_id"], record["first_caption"] + number, number, caption.decode("utf-8"))
-        for record in _in_order(builder, split, _CAPTION_FIELDS)
+        for record in in_order(builder, split, CAPTION_FIELDS)
         for number, caption in enumerate(record["captions"])
     )
     truncated = yield from _tokenized(rows, tokenizer, batch_size, max_tokens)
@@ -244,59 +209,6 @@ def _tokenized(
     return truncated
 
 
-class Texts(NamedTuple):
-    """A split for a reader, in `index` order: I images and C captions.
-
-    image_id: [I]; counts: [I] captions of each image; file_names: I.
-    captions: C; caption_image_id: [C]; caption_id: [C].
-    """
-
-    image_id: np.ndarray
-    counts: np.ndarray
-    file_names: list[str]
-    captions: list[str]
-    caption_image_id: np.ndarray
-    caption_id: np.ndarray
-
-
-def texts(builder: tfds.core.DatasetBuilder, split: str) -> Texts:
-    """File names and captions of a split, in the order of `image_batches` and `caption_batches`."""
-    ids, counts, first = [], [], []
-    names: list[str] = []
-    captions: list[str] = []
-    for record in _in_order(builder, split, ("file_name", *_CAPTION_FIELDS)):
-        ids.append(record["image_id"])
-        first.append(record["first_caption"])
-        counts.append(len(record["captions"]))
-        names.append(record["file_name"].decode("utf-8"))
-        captions.extend(caption.decode("utf-8") for caption in record["captions"])
-    image_id, count = np.array(ids, np.int64), np.array(counts, np.int64)
-    within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
-    caption_id = np.repeat(np.array(first, np.int64), count) + within
-    return Texts(image_id, count, names, captions, np.repeat(image_id, count), caption_id)
-
-
-def contents(builder: tfds.core.DatasetBuilder, split: str) -> Iterator[Content]:
-    """What is known of every image beside its regions, in the order of `image_batches`."""
-    for record in _in_order(builder, split, ("image_id", "file_name", "size", "captions")):
-        width, height = record["size"].tolist()
-        texts = tuple(caption.decode("utf-8") for caption in record["captions"])
-        yield Content(
-            record["image_id"], record["file_name"].decode("utf-8"), (width, height), texts
-        )
-
-
-def links(builder: tfds.core.DatasetBuilder, split: str) -> Links:
-    """The known word-to-region links of a split (none in most datasets), in caption order."""
-    rows = [np.zeros((0, 4), np.int64)]
-    for record in _in_order(builder, split, ("first_caption", "links")):
-        found = record["links"].astype(np.int64)
-        found[:, 0] += record["first_caption"]
-        rows.append(found)
-    table = np.concatenate(rows)
-    return Links(*table[np.argsort(table[:, 0], kind="stable")].T)
-
-
 def _image_fields(max_relations: int) -> tuple[str, ...]:
     """What is read of a record for the image half of a batch."""
     if max_relations < 0:
@@ -304,44 +216,11 @@ def _image_fields(max_relations: int) -> tuple[str, ...]:
     return _IMAGE_FIELDS + (_RELATION_FIELDS if max_relations else ())
 
 
-def _in_order(
-    builder: tfds.core.DatasetBuilder, split: str, names: tuple[str, ...]
-) -> Iterator[Record]:
-    """The named features of all records, in `index` order."""
-    info, decode = split_info(builder, split), make_decoder(builder, names)
-    records = tf.data.TFRecordDataset([os.fspath(path) for path in info.filepaths])
-    return map(decode, _read(exactly(records, info.num_examples), builder, split))
-
-
 def _in_turn(streams: list[tuple[Iterator[bytes], int]], turns: int) -> Iterator[bytes]:
     """In every turn so many records of each stream."""
     for _ in range(turns):
         for records, count in streams:
             yield from islice(records, count)
-
-
-def _read(
-    records: tf.data.Dataset, builder: tfds.core.DatasetBuilder, split: str
-) -> Iterator[bytes]:
-    """The records; where a file cannot be read, a DataError that names it."""
-    # Nothing here is for tf.data to tune, and ending an iterator may wait a second for its tuner.
-    options = tf.data.Options()
-    options.autotune.enabled = False
-    records = records.batch(_CHUNK).prefetch(2).with_options(options)
-    # Looked up here: a generator still open when Python exits finds no modules any more.
-    read_errors = (
-        tf.errors.DataLossError,
-        tf.errors.NotFoundError,
-        tf.errors.FailedPreconditionError,  # From assert_cardinality.
-    )
-    try:
-        for chunk in records.as_numpy_iterator():
-            yield from chunk
-    except read_errors:
-        damage = find_damage(builder, split)
-        if damage is None:
-            raise
-        raise DataError(damage) from None
 
 
 def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -384,31 +263,6 @@ def _with_drawn_caption(
         "caption_id": batch.pop("first_caption") + drawn,
     }
     return batch, encoded.truncated
-
-
-def drawn_captions(
-    image_ids: np.ndarray, counts: np.ndarray, *, seed: int, epoch: int
-) -> np.ndarray:
-    """Which of its captions each image shows in an epoch: a hash of (seed, image) plus the epoch.
-
-    Args:
-        image_ids: int [B].
-        counts: int [B], number of captions of each image.
-
-    Returns:
-        int64 [B] in 0 .. counts - 1.
-    """
-    start = _mix(image_ids.astype(np.uint64) ^ _mix(np.array([seed], np.uint64)))
-    count = counts.astype(np.uint64)
-    return ((start % count + np.uint64(epoch) % count) % count).astype(np.int64)
-
-
-def _mix(values: np.ndarray) -> np.ndarray:
-    """splitmix64 (Steele et al., OOPSLA 2014): every output bit depends on every input bit."""
-    values = values + np.uint64(0x9E3779B97F4A7C15)
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
 
 
 _reported: set[str] = set()

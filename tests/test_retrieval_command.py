@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from configs import demo
-from data_pipeline import input_pipeline
+from data_pipeline import catalog, input_pipeline
 from data_pipeline.region_captions import open_dataset
 from tests.tiny_models import one_device_mesh
 from xmodal_jax import export
@@ -53,7 +53,7 @@ def made(tmp_path_factory):
             experiment.dataset, tokenizer=experiment.tokenizer, max_tokens=24, **sizes
         ),
     )
-    contents = input_pipeline.contents(experiment.dataset, "test")
+    contents = catalog.contents(experiment.dataset, "test")
     texts = [text for image in contents for text in image.captions]
     return directory, evaluator.scored_split(params).scores, texts
 

@@ -13,7 +13,7 @@ import optax
 from absl import logging
 from flax.traverse_util import flatten_dict
 
-from data_pipeline import entities, input_pipeline, region_captions
+from data_pipeline import catalog, entities, input_pipeline, region_captions
 from data_pipeline.tokenizer import Tokenizer, make_tokenizer
 from xmodal_jax import distributed, export, optimizer, partitioning, train_state
 from xmodal_jax.errors import UserError
@@ -71,10 +71,10 @@ class Experiment:
                 f"evaluate.protocol={config.evaluate.protocol!r} is not known; "
                 f"use {' or '.join(PROTOCOLS)}"
             )
-        width = input_pipeline.feature_width(dataset)
+        width = catalog.feature_width(dataset)
         counts = dataset.info.metadata["word_counts"]
         tokenizer = make_tokenizer(config.data.tokenizer, counts, config.data.min_word_count)
-        predicates = tuple(input_pipeline.predicates(dataset))
+        predicates = tuple(catalog.predicates(dataset))
         _check_scene_graphs(config, len(predicates))
         model = build_model(config.model, width, tokenizer.vocab_size, len(predicates))
         text = model.config.text
@@ -171,7 +171,7 @@ class Experiment:
     def aligner(self) -> Aligner:
         """Says which region of an image answers which word, on the split to evaluate."""
         encoder = Encoder(self.model, self.mesh)
-        captions = input_pipeline.texts(self.dataset, self.config.evaluate.split).captions
+        captions = catalog.texts(self.dataset, self.config.evaluate.split).captions
         return Aligner(encoder, *self._batches(), captions)
 
     def evaluators(self, progress: bool = False) -> list[Evaluator]:
@@ -204,13 +204,13 @@ class Experiment:
             )
         ]
         if c.pointing:
-            links = input_pipeline.links(self.dataset, c.split)
+            links = catalog.links(self.dataset, c.split)
             out.append(PointingEvaluator(encoder, images, captions, links, prefix=prefix))
         if c.entities:
             phrases = self._boxed_phrases(c.entities, c.split)
             out.append(GroundingEvaluator(encoder, images, captions, phrases, prefix=prefix))
         if c.probes:
-            found = input_pipeline.texts(self.dataset, c.split)
+            found = catalog.texts(self.dataset, c.split)
             texts = partial(
                 input_pipeline.text_batches,
                 tokenizer=self.tokenizer,
@@ -223,7 +223,7 @@ class Experiment:
 
     def _boxed_phrases(self, directory: str, split: str) -> dict[int, list[entities.Phrase]]:
         """Phrases with boxes by caption id."""
-        found = input_pipeline.texts(self.dataset, split)
+        found = catalog.texts(self.dataset, split)
         rows = np.searchsorted(np.cumsum(found.counts), np.arange(len(found.captions)), "right")
         own: list[list[str]] = [[] for _ in found.file_names]
         for row, text in zip(rows, found.captions, strict=True):

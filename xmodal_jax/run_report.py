@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline import input_pipeline
+from data_pipeline import catalog
 from xmodal_jax.evaluators.outcomes import Outcome
 from xmodal_jax.metrics.parts import Part
 from xmodal_jax.report.build import Options, build_report, make_fine_figures
@@ -21,7 +21,7 @@ from xmodal_jax.report.write import write_report
 
 def collection_of(dataset: Any, split: str) -> Collection:
     """File names and captions of a split, in the order in which evaluators score it."""
-    found = input_pipeline.texts(dataset, split)
+    found = catalog.texts(dataset, split)
     names = found.file_names if all(found.file_names) else ()  # some layouts know ids only
     return Collection(found.image_id, found.caption_image_id, names, found.captions)
 

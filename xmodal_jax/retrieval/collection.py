@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from data_pipeline import input_pipeline
+from data_pipeline import catalog, input_pipeline
 from xmodal_jax.errors import UserError
 from xmodal_jax.export import ExportedModel
 from xmodal_jax.models.batch import IMAGE_FIELDS, TEXT_FIELDS
@@ -31,7 +31,7 @@ class Collection:
         Raises:
           UserError: the features are of another width than the model's, or names are there twice.
         """
-        width = input_pipeline.feature_width(dataset)
+        width = catalog.feature_width(dataset)
         if width != model.feature_width:
             raise UserError(
                 f"the regions of {dataset.info.full_name} are {width} wide and the model takes "
@@ -39,7 +39,7 @@ class Collection:
             )
         self._dataset, self._split, self._model = dataset, split, model
         self._fields = {"split": split} | (fields or {})
-        self._contents = list(input_pipeline.contents(dataset, split))
+        self._contents = list(catalog.contents(dataset, split))
 
     def __len__(self) -> int:
         return len(self._contents)
