@@ -10,7 +10,7 @@ run bash launch/install.sh serve
 run .venv/bin/python -m xmodal_jax.main --config=configs/demo.py:mean_pooled
 run .venv/bin/python -m xmodal_jax.main --config=configs/demo.py
 run .venv/bin/python -m xmodal_jax.results runs/demo-mean_pooled runs/demo
-run .venv/bin/python -m xmodal_jax.main --config=configs/demo.py --mode=export
+run .venv/bin/python -m xmodal_jax.main --workdir=runs/demo --mode=export
 run .venv/bin/python -m data_pipeline.build synthetic --images=runs/demo/pictures --draw=test
 run rm -rf runs/demo/index
 run .venv/bin/python -m xmodal_jax.retrieval index runs/demo/index --model=runs/demo/export \
