@@ -13,7 +13,7 @@ from xmodal_jax.ensemble import Member, mean_scores
 from xmodal_jax.errors import UserError
 from xmodal_jax.evaluate import evaluate
 from xmodal_jax.experiment import Experiment
-from xmodal_jax.metrics.ranking import protocol_metrics
+from xmodal_jax.metrics.parts import metrics_of_parts, parts_of
 from xmodal_jax.report.files import read_report
 from xmodal_jax.scoring import describe, scoring_name
 from xmodal_jax.workdir import claim_workdir, read_config
@@ -120,7 +120,8 @@ def test_the_result_is_labelled_and_can_be_tabled(tmp_path, monkeypatch, capsys)
     assert content["ensemble"] is True and content["members"] == workdirs
     assert content["steps"] == [0, 1] and content["kinds"] == ["tokens", "pair"]
     mean = (members["a"].scores + members["b"].scores) / 2
-    assert content["metrics"] == pytest.approx(protocol_metrics(mean, IDS, CAPTION_IDS, "5fold"))
+    expected = metrics_of_parts(parts_of(mean, IDS, CAPTION_IDS, "5fold"))
+    assert content["metrics"] == pytest.approx(expected)
     assert results.main([str(out)]) == 0
     assert "ensemble: a + b" in capsys.readouterr().out
     report = read_report(tmp_path / "new" / "both_report")
@@ -258,7 +259,7 @@ def test_two_runs_equal_numpy(runs, tmp_path, standardize):
     deviations = [scores.std() for scores, *_ in parts]
     assert content["standard_deviations"] == pytest.approx(deviations, rel=1e-4)
     scaled = [x / d if standardize else x for (x, *_), d in zip(parts, deviations, strict=True)]
-    expected = protocol_metrics(sum(scaled) / 2, *parts[0][1:], "5fold")
+    expected = metrics_of_parts(parts_of(sum(scaled) / 2, *parts[0][1:], "5fold"))
     assert content["metrics"] == pytest.approx(expected)
 
 
@@ -278,7 +279,7 @@ def test_an_evaluation_says_how_it_was_scored(runs, capsys):
     assert content["kind"] == "tokens" and content["scoring"] == "exact"
     assert content["step"] == 5 and content["metrics"] == found
     scores, *ids = scores_by_loops(experiment, params)
-    expected = protocol_metrics(scores, *ids)
+    expected = metrics_of_parts(parts_of(scores, *ids, "full"))
     assert {k: v for k, v in found.items() if k != "pointing"} == pytest.approx(expected)
     config.evaluate.score = "pooled"
     pooled = evaluate(config, workdir)

@@ -17,7 +17,8 @@ from xmodal_jax.evaluators.pointing import PointingEvaluator
 from xmodal_jax.evaluators.probes import ProbeEvaluator
 from xmodal_jax.evaluators.reranking import CandidateScorer, RerankingEvaluator
 from xmodal_jax.evaluators.retrieval import RetrievalEvaluator, check_scoring
-from xmodal_jax.metrics.ranking import placement, retrieval_metrics
+from xmodal_jax.metrics.parts import make_part, metrics_of_parts, parts_of
+from xmodal_jax.metrics.ranking import placement
 from xmodal_jax.ops.alignment import alignment_score
 from xmodal_jax.ops.embeddings import Embeddings
 
@@ -118,7 +119,7 @@ def test_retrieval_equals_loops(data, alignment):
         for c in range(CAPTIONS):
             words = data.table[data.tokens[c, 1 : data.lengths[c] - 1]]
             scores[i, c] = sum(max(float(r @ w) for r in data.regions[i]) for w in words)
-    expected = retrieval_metrics(scores, data.ids, data.own)
+    expected = metrics_of_parts(parts_of(scores, data.ids, data.own, "full"))
     assert found == pytest.approx({f"dev/{k}": v for k, v in expected.items()})
 
 
@@ -149,7 +150,7 @@ def test_memory_does_not_grow_with_the_captions(data, alignment):
 def test_pooled_scores_are_the_dot_products_alone(data):
     evaluator = make(RetrievalEvaluator, Given(), data, score="pooled")
     scores = data.regions[:, 0] @ data.table[data.tokens[:, 0]].T
-    expected = retrieval_metrics(scores, data.ids, data.own)
+    expected = metrics_of_parts(parts_of(scores, data.ids, data.own, "full"))
     assert dict(evaluator.run({"table": data.table})) == pytest.approx(expected)
 
 
@@ -228,7 +229,8 @@ def test_re_ranking_everything_is_exact(data, protocol):
     every = make(RerankingEvaluator, Crossing(), data, top_k=CAPTIONS + 7, **options)
     assert dict(every.run(params)) == pytest.approx(exact)
     if protocol == "full":
-        expected = retrieval_metrics(pair_scores(data)[0], data.ids, data.own)
+        scores = pair_scores(data)[0]
+        expected = metrics_of_parts(parts_of(scores, data.ids, data.own, "full"))
         assert exact == pytest.approx({f"dev/{name}": v for name, v in expected.items()})
 
 
@@ -287,15 +289,16 @@ def test_merging_keeps_ties_and_the_order_of_the_first_stage():
     assert placement(merged, np.array([1]), np.arange(4)).rank()[0] == 0.5
 
 
-def test_a_score_that_is_not_finite_is_reported():
+def test_a_score_that_is_not_finite_stays_so():
     first = np.array([[3.0, np.nan, 1.0]])
     candidates = reranking.best_targets(first, 1)
     merged = reranking.merge_stages(first, candidates, np.array([[2.0]]))
-    with pytest.raises(UserError, match="target 1 .* is nan; 1 scores"):
-        placement(merged, np.array([0]), np.arange(3))
+    assert np.isfinite(merged).tolist() == [[True, False, True]]
     merged = reranking.merge_stages(np.ones((1, 3)), np.array([[0, 2]]), np.array([[1.0, np.nan]]))
-    with pytest.raises(UserError, match="target 2 .* is nan; 1 scores"):
-        placement(merged, np.array([0]), np.arange(3))
+    assert np.isfinite(merged).tolist() == [[True, True, False]]
+    rows, columns = (np.arange(1), np.arange(1)), (np.arange(3), np.array([0, 5, 6]))
+    with pytest.raises(UserError, match=r"caption 2 \(of image 6\) is nan; 1 scores"):
+        metrics_of_parts([make_part("i2t", 0, rows, columns, merged)])
 
 
 @pytest.mark.parametrize(
