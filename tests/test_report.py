@@ -283,6 +283,12 @@ MISTAKES = {
     ),
     "texts": (dict(scores=np.ones((2, 4)), captions=IDS), "'captions' is int64, not an array of"),
     "few": (dict(scores=np.ones((2, 4)), captions=np.array(["a"])), "1 captions for 4 ids"),
+    "empty": (dict(scores=np.ones((0, 0))), "'scores' is [0, 0]; give one score or more"),
+    "flat": (dict(scores=np.ones((3, 0))), "'scores' is [3, 0]; give one score or more"),
+    "listed": (
+        dict(scores=np.ones((0, 0)), image_ids=IDS[:0], caption_image_ids=IDS[:0]),
+        "'scores' is [0, 0]; give one score or more",
+    ),
     "turned": (
         dict(scores=np.ones((2, 4)), scores_t2i=np.ones((2, 4))),
         "'scores_t2i' is [2, 4], not [4, 2]",
@@ -316,8 +322,20 @@ def test_saved_scores_give_the_same_report(tmp_path):
         saver.write()
         saved = read_scores(tmp_path / "scores.npz")
         assert metrics_of_parts(saved.parts(protocol)) == before
+        assert metrics_of_parts(saved.parts("5fold")) == metrics_of_parts(
+            parts_of(scores, *ids, "5fold")
+        )
         assert saved.collection.captions == list(collection.captions)
         assert saved.scores_t2i is None
+    # The last ones are of folds alone, and make no figures of the whole.
+    own = np.arange(IMAGES)[:, None] // 4 == np.arange(CAPTIONS) // 12
+    np.testing.assert_array_equal(saved.scores, np.where(own, scores, np.float32("nan")))
+    with pytest.raises(UserError, match="only the pairs within five folds have scores here; use 5"):
+        list(saved.parts("full"))
+    # A score that is missing by mistake is named.
+    saved.scores[3, 9] = np.nan
+    with pytest.raises(UserError, match="image 7 with caption 9 .* is nan; 1 scores"):
+        metrics_of_parts(saved.parts("5fold"))
     np.save(tmp_path / "scores.npy", scores)
     assert read_scores(tmp_path / "scores.npy").collection.caption_rows().tolist() == [
         k // 3 for k in range(CAPTIONS)
