@@ -241,6 +241,41 @@ def test_what_a_run_leaves_out_is_equal_and_last(tmp_path):
     assert runs.depths == {"i2t": 1, "t2i": 1}
 
 
+def test_runs_are_paired_by_names_whatever_the_order_of_the_lines(tmp_path, capsys):
+    words = ["evaluate", save(tmp_path / "s.npz"), "--out", str(tmp_path / "npz")]
+    assert program.main([*words, "--trec", str(CAPTIONS)]) == 0
+    written = {k: (tmp_path / "npz" / k).read_text() for k in ("i2t.run", "t2i.run", "t2i.qrels")}
+
+    def evaluated(name, change):
+        directory = tmp_path / name
+        directory.mkdir()
+        for kind, text in written.items():
+            changed = change(text.splitlines(keepends=True))
+            (directory / kind).write_text("".join(changed))
+        words = [f"--{kind.split('.')[0]}={directory / kind}" for kind in ("i2t.run", "t2i.run")]
+        words += [f"--qrels={directory / 't2i.qrels'}", f"--out={directory / 'report'}"]
+        assert program.main(["evaluate", *words]) == 0
+        return str(directory / "report")
+
+    same = evaluated("same", lambda lines: lines)
+    turned = evaluated("turned", lambda lines: lines[::-1])
+    other = evaluated("other", lambda lines: [line.replace("i9 ", "i999 ") for line in lines])
+    [a, b] = (read_report(Path(path)) for path in (same, turned))
+    for side in ("i2t", "t2i"):
+        for name, values in a.tables[side].values.items():
+            np.testing.assert_array_equal(values, b.tables[side].values[name])
+    capsys.readouterr()
+    assert program.main(["compare", same, turned]) == 0
+    assert "+0.00  [+0.00, +0.00]  1.00000" in capsys.readouterr().out
+    for paths, said in (
+        ([same, other], "same/report has 'i9' where"),
+        ([same, str(tmp_path / "npz")], "one is of run files, whose queries have names"),
+    ):
+        assert program.main(["compare", *paths]) == 2
+        error = capsys.readouterr().err
+        assert said in error and error.count("\n") == 1
+
+
 TREC_MISTAKES = {
     "fields": ("i2t", "x Q0 c 1 0.5\n", "line 1 has 5 fields, not 6"),
     "number": ("t2i", "a Q0 x 1 high t\n", "line 1: 'high' is no number"),

@@ -146,10 +146,8 @@ def _evaluate(args: argparse.Namespace) -> None:
         raise UserError(f"--trec={args.trec} writes files; give --out too")
     source = _read(args)
     collection = source.collection
-    # Names of captions in a run file are not their texts.
-    texts = collection if source.runs is None else dataclasses.replace(collection, captions=())
-    relevances, notes = relevances_of(texts, args.rouge, args.spice)
-    split, more = corrected_of(texts, args.protocol, args.corrected)
+    relevances, notes = relevances_of(collection, args.rouge, args.spice)
+    split, more = corrected_of(collection, args.protocol, args.corrected)
     options = Options(relevances, split, args.teran_parity, max(TOP, args.trec))
     about = {
         "name": args.name or source.name,

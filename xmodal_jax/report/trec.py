@@ -63,11 +63,14 @@ class TrecRuns:
                 )
         if not image_of:
             raise UserError(f"{qrels} has no line 'CAPTION 0 IMAGE 1'; give qrels of the captions")
-        self._captions = {name: k for k, name in enumerate(image_of)}
-        self._images = {name: k for k, name in enumerate(dict.fromkeys(image_of.values()))}
-        owners = np.array([self._images[image] for image in image_of.values()])
+        # Sorted: reports of one split are in one order, whatever that of the lines is.
+        self._captions = {name: k for k, name in enumerate(sorted(image_of))}
+        self._images = {name: k for k, name in enumerate(sorted(set(image_of.values())))}
         self.collection = Collection(
-            np.arange(len(self._images)), owners, list(self._images), list(self._captions)
+            np.arange(len(self._images)),
+            np.array([self._images[image_of[caption]] for caption in self._captions]),
+            image_names=list(self._images),
+            caption_names=list(self._captions),
         )
         self.depths: dict[str, int] = {}  # of the runs that were read: fewest targets of a query
 
