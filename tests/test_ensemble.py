@@ -7,11 +7,16 @@ import numpy as np
 import pytest
 
 from configs import demo
+from data_pipeline import entities, input_pipeline
+from data_pipeline.entities import Entities
 from xmodal_jax import ensemble, results
+from xmodal_jax import experiment as experiment_lib
 from xmodal_jax.checkpoint import Checkpointer
 from xmodal_jax.ensemble import Member, mean_scores
 from xmodal_jax.errors import UserError
 from xmodal_jax.evaluate import evaluate
+from xmodal_jax.evaluators.pointing import PointingEvaluator
+from xmodal_jax.evaluators.retrieval import RetrievalEvaluator
 from xmodal_jax.experiment import Experiment
 from xmodal_jax.metrics.parts import metrics_of_parts, parts_of
 from xmodal_jax.report.files import read_report
@@ -216,8 +221,6 @@ def runs(tmp_path_factory):
 
 def scores_by_loops(experiment, params):
     """Scores [I, C] on the test split, and the image ids of both sides."""
-    from data_pipeline import input_pipeline
-
     data, variables = experiment.config.data, {"params": params}
     images = next(
         input_pipeline.image_batches(
@@ -289,6 +292,44 @@ def test_an_evaluation_says_how_it_was_scored(runs, capsys):
     config.evaluate.update(score="model", rerank_top_k=5)
     with pytest.raises(UserError, match="kind 'tokens' is scored exactly"):
         evaluate(config, workdir)
+
+
+def test_what_is_missing_is_said_before_anything_is_scored(runs, tmp_path, monkeypatch):
+    workdir, (experiment, _) = next(iter(runs.items()))
+    config = experiment.config.copy_and_resolve_references()
+    config.evaluate.split = "test"
+
+    def refused(said, **changes):
+        with config.unlocked():
+            config.evaluate.update(changes)
+        with pytest.raises(UserError, match=said) as error:
+            evaluate(config, workdir)
+        assert "\n" not in str(error.value)
+
+    def never(*_):
+        raise AssertionError("scored")
+
+    monkeypatch.setattr(RetrievalEvaluator, "scored_split", never)
+    monkeypatch.setattr(PointingEvaluator, "outcomes", never)
+    refused("has no .*, nor any other image of this split", images=str(tmp_path))
+    refused("none.npy is missing", images="", spice=str(tmp_path / "none.npy"))
+    # Data without links, or without boxes: 0 % would be no figure of the model.
+    none = input_pipeline.Links(*np.zeros((4, 0), int))
+    monkeypatch.setattr(input_pipeline, "links", lambda *_: none)
+    refused("pointing=True: split test of 'scenes' has no links .* set it to False", spice="")
+    read = lambda directory, names, captions: Entities([[] for own in captions for _ in own], 0)
+    monkeypatch.setattr(entities, "read_entities", read)
+    changes = dict(pointing=False, entities=str(tmp_path))
+    refused("has no phrase with a box of split test; give the directory", **changes)
+    opened = experiment_lib.open_dataset
+
+    def without_boxes(section):
+        found = opened(section)
+        found.info.metadata["splits"]["test"]["with_boxes"] = 0
+        return found
+
+    monkeypatch.setattr(experiment_lib, "open_dataset", without_boxes)
+    refused("entities=.*: no image of split test of 'scenes' has boxes of its regions")
 
 
 def test_re_ranking_is_named():

@@ -13,6 +13,7 @@ from xmodal_jax.errors import UserError
 from xmodal_jax.evaluators import reranking
 from xmodal_jax.evaluators.alignments import Aligner
 from xmodal_jax.evaluators.encoding import Encoder
+from xmodal_jax.evaluators.outcomes import Outcome, means
 from xmodal_jax.evaluators.pointing import PointingEvaluator
 from xmodal_jax.evaluators.probes import ProbeEvaluator
 from xmodal_jax.evaluators.reranking import CandidateScorer, RerankingEvaluator
@@ -342,6 +343,22 @@ def test_pointing_counts_words_whose_best_region_is_linked(data):
     found = dict(evaluator.run({"table": data.table}))
     assert 0 < hits < len(captions)
     assert found == {"pointing": pytest.approx(100 * hits / len(captions))}
+
+
+def test_what_was_not_measured_has_no_figure(data):
+    links = tuple(np.array([x]) for x in (0, 3, 4, 0))  # within a word, so that no token is in it
+    evaluator = PointingEvaluator(
+        Encoder(Given(), four_devices()),
+        lambda: image_batches(data),
+        lambda: caption_batches(data),
+        links,
+    )
+    assert dict(evaluator.run({"table": data.table})) == {}
+    outcomes = {
+        "a": Outcome(np.zeros(0, int), np.zeros(0)),
+        "b": Outcome(data.ids[:2], np.array([0.0, 50])),
+    }
+    assert dict(means(outcomes, "dev/")) == {"dev/b": 25}
 
 
 def test_probes_compare_each_caption_with_its_wrong_version(data):
