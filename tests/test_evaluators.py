@@ -12,7 +12,7 @@ import pytest
 from xmodal_jax.errors import UserError
 from xmodal_jax.evaluators import reranking
 from xmodal_jax.evaluators.alignments import Aligner
-from xmodal_jax.evaluators.encoding import Encoder
+from xmodal_jax.evaluators.encoding import Encoder, pair_similarities
 from xmodal_jax.evaluators.outcomes import Outcome, means
 from xmodal_jax.evaluators.pointing import PointingEvaluator
 from xmodal_jax.evaluators.probes import ProbeEvaluator
@@ -343,6 +343,17 @@ def test_pointing_counts_words_whose_best_region_is_linked(data):
     found = dict(evaluator.run({"table": data.table}))
     assert 0 < hits < len(captions)
     assert found == {"pointing": pytest.approx(100 * hits / len(captions))}
+
+
+def test_similarities_of_bfloat16_pairs_are_summed_in_float32():
+    # 1 + 1/256 is no bfloat16: rounded, both regions would be 1, and the first would be the best.
+    regions = np.array([[[1.0, 0, 0, 0], [1.0, 1 / 256, 0, 0]]])
+    one = lambda tokens: Embeddings(
+        jnp.asarray(tokens, jnp.bfloat16), np.ones((1, tokens.shape[1]), bool), jnp.zeros((1, 4))
+    )
+    found = pair_similarities(one(regions), one(np.array([[[1.0, 1, 0, 0]]])))
+    assert found.dtype == jnp.float32
+    assert np.asarray(found)[0, :, 0].tolist() == [1, 1 + 1 / 256]
 
 
 def test_what_was_not_measured_has_no_figure(data):
