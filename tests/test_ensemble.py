@@ -1,6 +1,7 @@
 """Ensembles: the mean against numpy, of stubs and of two tiny runs, and what a user gets wrong."""
 
 import json
+import tracemalloc
 
 import jax
 import numpy as np
@@ -55,15 +56,40 @@ def make_stub_runs(tmp_path, monkeypatch, **members):
     return [str(tmp_path / name) for name in members]
 
 
-def test_the_mean_equals_loops(tmp_path):
+@pytest.mark.parametrize("block", [1, 70, 2**20])
+def test_the_mean_equals_loops(tmp_path, monkeypatch, block):
     members = [stub(tmp_path / str(seed), seed) for seed in range(3)]
+    monkeypatch.setattr(ensemble, "_BLOCK_SCORES", block)
     found = mean_scores(iter(members))
+    assert found.scores.dtype == np.float32
     for i in range(10):
         for c in range(20):
-            assert found.scores[i, c] == pytest.approx(
-                sum(float(m.scores[i, c]) for m in members) / 3
-            )
+            mean = sum(float(m.scores[i, c]) for m in members) / 3
+            assert found.scores[i, c] == pytest.approx(mean, rel=0, abs=1e-6)
     assert [member.step for member in found.members] == [0, 1, 2]
+    deviations = [np.std(m.scores, dtype=np.float64) for m in members]
+    assert found.deviations == pytest.approx(deviations, rel=1e-12)
+    assert members[0].scores is not found.scores
+    np.testing.assert_array_equal(members[0].scores, stub(tmp_path, 0).scores)
+
+
+def test_an_ensemble_holds_two_matrices(tmp_path, monkeypatch):
+    # Of float32: that of the member at hand and the sum; and blocks beside them.
+    monkeypatch.setattr(ensemble, "_BLOCK_SCORES", 2**12)
+    count, shape = 3, (200, 1600)
+    ids, owners = np.arange(200), np.repeat(np.arange(200), 8)
+    scores = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+    def members():
+        for k in range(count):
+            whose = dict(image_ids=ids, caption_image_ids=owners)
+            yield stub(tmp_path / str(k), scores=scores.copy(), **whose)
+
+    tracemalloc.start()
+    mean_scores(members(), standardize=True)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 2 * scores.nbytes < peak < 2.1 * scores.nbytes
 
 
 def test_standardised_members_count_alike(tmp_path):
