@@ -176,13 +176,15 @@ def test_a_report_comes_back_from_its_files(tmp_path, capsys):
     words = ["evaluate", file, "--out", str(tmp_path / "report"), "--images", str(pictures)]
     assert program.main([*words, "--teran-parity"]) == 0
     printed = capsys.readouterr().out
-    report = make_report(make_scores())
+    collection = make_collection()
+    relevance = rouge_relevance(collection.captions, collection.caption_rows(), IMAGES)
+    report = make_report(make_scores(), relevances={"rouge": relevance})
     saved = read_report(tmp_path / "report")
     recall = next(line for line in printed.splitlines() if line.startswith("R@1 "))
     assert recall.split()[1] == f"{report.figures['i2t/r1'].value:.1f}"
     assert "the TERAN reference would print" in printed
-    for name, figure in report.figures.items():
-        assert name.endswith("_rouge") or saved.figures[name] == figure
+    assert {"i2t/ndcg_rouge", "t2i/ndcg_rouge", "rsum"} < saved.figures.keys()
+    assert saved.figures == report.figures
     assert saved.content["teran_parity"]["i2t/r5"] == report.figures["i2t/r5"].value
     assert saved.tables["t2i"].top.tolist() == report.tables["t2i"].top.tolist()
     with (tmp_path / "report" / "queries_t2i.csv").open(newline="") as lines:
@@ -227,6 +229,20 @@ def test_trec_files_say_the_same_to_trec_and_to_us(tmp_path, capsys):
     found = read_report(tmp_path / "again").figures
     for name in ("i2t/r1", "t2i/mean_rank", "i2t/map_at_r", "rsum"):
         assert found[name].value == pytest.approx(saved.figures[name].value, rel=0, abs=1e-9)
+
+
+@pytest.mark.parametrize("depth", [1, 5, 12, 99])
+def test_runs_are_as_deep_as_they_are_wanted(tmp_path, capsys, depth):
+    words = ["evaluate", save(tmp_path / "scores.npz"), "--out", str(tmp_path)]
+    assert program.main([*words, "--trec", str(depth)]) == 0
+    scores = make_scores()
+    lines = [line.split() for line in (tmp_path / "i2t.run").read_text().splitlines()]
+    assert len(lines) == IMAGES * min(depth, CAPTIONS)
+    for row, image in enumerate(make_collection().image_ids):
+        own = [target for query, _, target, *_ in lines if query == f"i{image}"]
+        assert own == [f"c{k}" for k in np.argsort(-scores[row])[:depth]]
+    lines = (tmp_path / "t2i.run").read_text().splitlines()
+    assert len(lines) == CAPTIONS * min(depth, IMAGES)
 
 
 def test_what_a_run_leaves_out_is_equal_and_last(tmp_path):

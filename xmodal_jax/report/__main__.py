@@ -166,7 +166,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         report = dataclasses.replace(report, notes=(*report.notes, text))
     print(render(report))
     if args.out:
-        write_report(args.out, report, pictures=pictures, trec=bool(args.trec))
+        write_report(args.out, report, pictures=pictures, trec=args.trec)
         print(f"written to {args.out}; open {args.out / 'report.html'}")
 
 
