@@ -339,13 +339,10 @@ def test_what_is_missing_is_said_before_anything_is_scored(runs, tmp_path, monke
     monkeypatch.setattr(PointingEvaluator, "outcomes", never)
     refused("has no .*, nor any other image of this split", images=str(tmp_path))
     refused("none.npy is missing", images="", spice=str(tmp_path / "none.npy"))
-    # Data without links, or without boxes: 0 % would be no figure of the model.
-    none = input_pipeline.Links(*np.zeros((4, 0), int))
-    monkeypatch.setattr(input_pipeline, "links", lambda *_: none)
-    refused("pointing=True: split test of 'scenes' has no links .* set it to False", spice="")
+    # Data without boxes: 0 % would be no figure of the model.
     read = lambda directory, names, captions: Entities([[] for own in captions for _ in own], 0)
     monkeypatch.setattr(entities, "read_entities", read)
-    changes = dict(pointing=False, entities=str(tmp_path))
+    changes = dict(spice="", entities=str(tmp_path))
     refused("has no phrase with a box of split test; give the directory", **changes)
     opened = experiment_lib.open_dataset
 

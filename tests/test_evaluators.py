@@ -365,6 +365,9 @@ def test_what_was_not_measured_has_no_figure(data):
         links,
     )
     assert dict(evaluator.run({"table": data.table})) == {}
+    none = tuple(np.zeros((4, 0), int))
+    with pytest.raises(UserError, match="pointing=True: the split has no links .* set it to False"):
+        PointingEvaluator(evaluator._encoder, lambda: None, lambda: None, none)
     outcomes = {
         "a": Outcome(np.zeros(0, int), np.zeros(0)),
         "b": Outcome(data.ids[:2], np.array([0.0, 50])),

@@ -205,11 +205,6 @@ class Experiment:
         ]
         if c.pointing:
             links = input_pipeline.links(self.dataset, c.split)
-            if not len(links[0]):
-                raise UserError(
-                    f"evaluate.pointing=True: split {c.split} of {self.config.data.name!r} has no "
-                    "links of words to regions; set it to False"
-                )
             out.append(PointingEvaluator(encoder, images, captions, links, prefix=prefix))
         if c.entities:
             # Data built before boxes were counted does not say how many images have them.
