@@ -11,7 +11,8 @@ each query) and queries.npz (for compare) into --out. `--mode=evaluate` of xmoda
 the same into the workdir of a run.
 
 compare tests every pair of reports on the same split: a paired randomisation test by images, with
-Holm's correction for all pairs and figures. What is not significant is not marked.
+Holm's correction for all pairs and figures. What is not significant is not marked. Reports of run
+files are paired by the names of their queries, and compared with such only.
 """
 
 import argparse
