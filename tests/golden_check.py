@@ -24,6 +24,7 @@ import optax
 
 from xmodal_jax import losses, optimizer
 from xmodal_jax.metrics import graded, ranking
+from xmodal_jax.metrics.parts import metrics_of_parts, parts_of
 from xmodal_jax.models import pretrained
 from xmodal_jax.models.bert import BertConfig
 from xmodal_jax.models.names import teran_entries, teran_unused
@@ -322,7 +323,7 @@ def check_eval(golden: Golden, name: str, meta: dict, dtype: str) -> Differences
         scores = np.asarray(score_matrix(score, image, caption))
     ids = np.arange(len(images))
     caption_ids = np.repeat(ids, len(captions) // len(images))
-    ours = ranking.retrieval_metrics(scores, ids, caption_ids)
+    ours = metrics_of_parts(parts_of(scores, ids, caption_ids, "full"))
     found = {"scores": difference(scores, run["scores"])}
     fields = ("r1", "r5", "r10", "median_rank", "mean_rank")
     for side in ("i2t", "t2i"):

@@ -1,19 +1,25 @@
 """Ensembles: the mean against numpy, of stubs and of two tiny runs, and what a user gets wrong."""
 
 import json
+import tracemalloc
 
 import jax
 import numpy as np
 import pytest
 
 from configs import demo
+from data_pipeline import entities, input_pipeline
+from data_pipeline.entities import Entities
 from xmodal_jax import ensemble, results
+from xmodal_jax import experiment as experiment_lib
 from xmodal_jax.checkpoint import Checkpointer
 from xmodal_jax.ensemble import Member, mean_scores
 from xmodal_jax.errors import UserError
 from xmodal_jax.evaluate import evaluate
+from xmodal_jax.evaluators.pointing import PointingEvaluator
+from xmodal_jax.evaluators.retrieval import RetrievalEvaluator
 from xmodal_jax.experiment import Experiment
-from xmodal_jax.metrics.ranking import protocol_metrics
+from xmodal_jax.metrics.parts import metrics_of_parts, parts_of
 from xmodal_jax.report.files import read_report
 from xmodal_jax.scoring import describe, scoring_name
 from xmodal_jax.workdir import claim_workdir, read_config
@@ -50,15 +56,40 @@ def make_stub_runs(tmp_path, monkeypatch, **members):
     return [str(tmp_path / name) for name in members]
 
 
-def test_the_mean_equals_loops(tmp_path):
+@pytest.mark.parametrize("block", [1, 70, 2**20])
+def test_the_mean_equals_loops(tmp_path, monkeypatch, block):
     members = [stub(tmp_path / str(seed), seed) for seed in range(3)]
+    monkeypatch.setattr(ensemble, "_BLOCK_SCORES", block)
     found = mean_scores(iter(members))
+    assert found.scores.dtype == np.float32
     for i in range(10):
         for c in range(20):
-            assert found.scores[i, c] == pytest.approx(
-                sum(float(m.scores[i, c]) for m in members) / 3
-            )
+            mean = sum(float(m.scores[i, c]) for m in members) / 3
+            assert found.scores[i, c] == pytest.approx(mean, rel=0, abs=1e-6)
     assert [member.step for member in found.members] == [0, 1, 2]
+    deviations = [np.std(m.scores, dtype=np.float64) for m in members]
+    assert found.deviations == pytest.approx(deviations, rel=1e-12)
+    assert members[0].scores is not found.scores
+    np.testing.assert_array_equal(members[0].scores, stub(tmp_path, 0).scores)
+
+
+def test_an_ensemble_holds_two_matrices(tmp_path, monkeypatch):
+    # Of float32: that of the member at hand and the sum; and blocks beside them.
+    monkeypatch.setattr(ensemble, "_BLOCK_SCORES", 2**12)
+    count, shape = 3, (200, 1600)
+    ids, owners = np.arange(200), np.repeat(np.arange(200), 8)
+    scores = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+    def members():
+        for k in range(count):
+            whose = dict(image_ids=ids, caption_image_ids=owners)
+            yield stub(tmp_path / str(k), scores=scores.copy(), **whose)
+
+    tracemalloc.start()
+    mean_scores(members(), standardize=True)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 2 * scores.nbytes < peak < 2.1 * scores.nbytes
 
 
 def test_standardised_members_count_alike(tmp_path):
@@ -120,7 +151,8 @@ def test_the_result_is_labelled_and_can_be_tabled(tmp_path, monkeypatch, capsys)
     assert content["ensemble"] is True and content["members"] == workdirs
     assert content["steps"] == [0, 1] and content["kinds"] == ["tokens", "pair"]
     mean = (members["a"].scores + members["b"].scores) / 2
-    assert content["metrics"] == pytest.approx(protocol_metrics(mean, IDS, CAPTION_IDS, "5fold"))
+    expected = metrics_of_parts(parts_of(mean, IDS, CAPTION_IDS, "5fold"))
+    assert content["metrics"] == pytest.approx(expected)
     assert results.main([str(out)]) == 0
     assert "ensemble: a + b" in capsys.readouterr().out
     report = read_report(tmp_path / "new" / "both_report")
@@ -215,8 +247,6 @@ def runs(tmp_path_factory):
 
 def scores_by_loops(experiment, params):
     """Scores [I, C] on the test split, and the image ids of both sides."""
-    from data_pipeline import input_pipeline
-
     data, variables = experiment.config.data, {"params": params}
     images = next(
         input_pipeline.image_batches(
@@ -258,7 +288,7 @@ def test_two_runs_equal_numpy(runs, tmp_path, standardize):
     deviations = [scores.std() for scores, *_ in parts]
     assert content["standard_deviations"] == pytest.approx(deviations, rel=1e-4)
     scaled = [x / d if standardize else x for (x, *_), d in zip(parts, deviations, strict=True)]
-    expected = protocol_metrics(sum(scaled) / 2, *parts[0][1:], "5fold")
+    expected = metrics_of_parts(parts_of(sum(scaled) / 2, *parts[0][1:], "5fold"))
     assert content["metrics"] == pytest.approx(expected)
 
 
@@ -278,7 +308,7 @@ def test_an_evaluation_says_how_it_was_scored(runs, capsys):
     assert content["kind"] == "tokens" and content["scoring"] == "exact"
     assert content["step"] == 5 and content["metrics"] == found
     scores, *ids = scores_by_loops(experiment, params)
-    expected = protocol_metrics(scores, *ids)
+    expected = metrics_of_parts(parts_of(scores, *ids, "full"))
     assert {k: v for k, v in found.items() if k != "pointing"} == pytest.approx(expected)
     config.evaluate.score = "pooled"
     pooled = evaluate(config, workdir)
@@ -288,6 +318,41 @@ def test_an_evaluation_says_how_it_was_scored(runs, capsys):
     config.evaluate.update(score="model", rerank_top_k=5)
     with pytest.raises(UserError, match="kind 'tokens' is scored exactly"):
         evaluate(config, workdir)
+
+
+def test_what_is_missing_is_said_before_anything_is_scored(runs, tmp_path, monkeypatch):
+    workdir, (experiment, _) = next(iter(runs.items()))
+    config = experiment.config.copy_and_resolve_references()
+    config.evaluate.split = "test"
+
+    def refused(said, **changes):
+        with config.unlocked():
+            config.evaluate.update(changes)
+        with pytest.raises(UserError, match=said) as error:
+            evaluate(config, workdir)
+        assert "\n" not in str(error.value)
+
+    def never(*_):
+        raise AssertionError("scored")
+
+    monkeypatch.setattr(RetrievalEvaluator, "scored_split", never)
+    monkeypatch.setattr(PointingEvaluator, "outcomes", never)
+    refused("has no .*, nor any other image of this split", images=str(tmp_path))
+    refused("none.npy is missing", images="", spice=str(tmp_path / "none.npy"))
+    # Data without boxes: 0 % would be no figure of the model.
+    read = lambda directory, names, captions: Entities([[] for own in captions for _ in own], 0)
+    monkeypatch.setattr(entities, "read_entities", read)
+    changes = dict(spice="", entities=str(tmp_path))
+    refused("has no phrase with a box of split test; give the directory", **changes)
+    opened = experiment_lib.open_dataset
+
+    def without_boxes(section):
+        found = opened(section)
+        found.info.metadata["splits"]["test"]["with_boxes"] = 0
+        return found
+
+    monkeypatch.setattr(experiment_lib, "open_dataset", without_boxes)
+    refused("entities=.*: no image of split test of 'scenes' has boxes of its regions")
 
 
 def test_re_ranking_is_named():

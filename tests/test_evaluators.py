@@ -12,12 +12,14 @@ import pytest
 from xmodal_jax.errors import UserError
 from xmodal_jax.evaluators import reranking
 from xmodal_jax.evaluators.alignments import Aligner
-from xmodal_jax.evaluators.encoding import Encoder
+from xmodal_jax.evaluators.encoding import Encoder, pair_similarities
+from xmodal_jax.evaluators.outcomes import Outcome, means
 from xmodal_jax.evaluators.pointing import PointingEvaluator
 from xmodal_jax.evaluators.probes import ProbeEvaluator
 from xmodal_jax.evaluators.reranking import CandidateScorer, RerankingEvaluator
 from xmodal_jax.evaluators.retrieval import RetrievalEvaluator, check_scoring
-from xmodal_jax.metrics.ranking import placement, retrieval_metrics
+from xmodal_jax.metrics.parts import make_part, metrics_of_parts, parts_of
+from xmodal_jax.metrics.ranking import placement
 from xmodal_jax.ops.alignment import alignment_score
 from xmodal_jax.ops.embeddings import Embeddings
 
@@ -118,7 +120,7 @@ def test_retrieval_equals_loops(data, alignment):
         for c in range(CAPTIONS):
             words = data.table[data.tokens[c, 1 : data.lengths[c] - 1]]
             scores[i, c] = sum(max(float(r @ w) for r in data.regions[i]) for w in words)
-    expected = retrieval_metrics(scores, data.ids, data.own)
+    expected = metrics_of_parts(parts_of(scores, data.ids, data.own, "full"))
     assert found == pytest.approx({f"dev/{k}": v for k, v in expected.items()})
 
 
@@ -149,7 +151,7 @@ def test_memory_does_not_grow_with_the_captions(data, alignment):
 def test_pooled_scores_are_the_dot_products_alone(data):
     evaluator = make(RetrievalEvaluator, Given(), data, score="pooled")
     scores = data.regions[:, 0] @ data.table[data.tokens[:, 0]].T
-    expected = retrieval_metrics(scores, data.ids, data.own)
+    expected = metrics_of_parts(parts_of(scores, data.ids, data.own, "full"))
     assert dict(evaluator.run({"table": data.table})) == pytest.approx(expected)
 
 
@@ -228,7 +230,8 @@ def test_re_ranking_everything_is_exact(data, protocol):
     every = make(RerankingEvaluator, Crossing(), data, top_k=CAPTIONS + 7, **options)
     assert dict(every.run(params)) == pytest.approx(exact)
     if protocol == "full":
-        expected = retrieval_metrics(pair_scores(data)[0], data.ids, data.own)
+        scores = pair_scores(data)[0]
+        expected = metrics_of_parts(parts_of(scores, data.ids, data.own, "full"))
         assert exact == pytest.approx({f"dev/{name}": v for name, v in expected.items()})
 
 
@@ -287,15 +290,16 @@ def test_merging_keeps_ties_and_the_order_of_the_first_stage():
     assert placement(merged, np.array([1]), np.arange(4)).rank()[0] == 0.5
 
 
-def test_a_score_that_is_not_finite_is_reported():
+def test_a_score_that_is_not_finite_stays_so():
     first = np.array([[3.0, np.nan, 1.0]])
     candidates = reranking.best_targets(first, 1)
     merged = reranking.merge_stages(first, candidates, np.array([[2.0]]))
-    with pytest.raises(UserError, match="target 1 .* is nan; 1 scores"):
-        placement(merged, np.array([0]), np.arange(3))
+    assert np.isfinite(merged).tolist() == [[True, False, True]]
     merged = reranking.merge_stages(np.ones((1, 3)), np.array([[0, 2]]), np.array([[1.0, np.nan]]))
-    with pytest.raises(UserError, match="target 2 .* is nan; 1 scores"):
-        placement(merged, np.array([0]), np.arange(3))
+    assert np.isfinite(merged).tolist() == [[True, True, False]]
+    rows, columns = (np.arange(1), np.arange(1)), (np.arange(3), np.array([0, 5, 6]))
+    with pytest.raises(UserError, match=r"caption 2 \(of image 6\) is nan; 1 scores"):
+        metrics_of_parts([make_part("i2t", 0, rows, columns, merged)])
 
 
 @pytest.mark.parametrize(
@@ -339,6 +343,36 @@ def test_pointing_counts_words_whose_best_region_is_linked(data):
     found = dict(evaluator.run({"table": data.table}))
     assert 0 < hits < len(captions)
     assert found == {"pointing": pytest.approx(100 * hits / len(captions))}
+
+
+def test_similarities_of_bfloat16_pairs_are_summed_in_float32():
+    # 1 + 1/256 is no bfloat16: rounded, both regions would be 1, and the first would be the best.
+    regions = np.array([[[1.0, 0, 0, 0], [1.0, 1 / 256, 0, 0]]])
+    one = lambda tokens: Embeddings(
+        jnp.asarray(tokens, jnp.bfloat16), np.ones((1, tokens.shape[1]), bool), jnp.zeros((1, 4))
+    )
+    found = pair_similarities(one(regions), one(np.array([[[1.0, 1, 0, 0]]])))
+    assert found.dtype == jnp.float32
+    assert np.asarray(found)[0, :, 0].tolist() == [1, 1 + 1 / 256]
+
+
+def test_what_was_not_measured_has_no_figure(data):
+    links = tuple(np.array([x]) for x in (0, 3, 4, 0))  # within a word, so that no token is in it
+    evaluator = PointingEvaluator(
+        Encoder(Given(), four_devices()),
+        lambda: image_batches(data),
+        lambda: caption_batches(data),
+        links,
+    )
+    assert dict(evaluator.run({"table": data.table})) == {}
+    none = tuple(np.zeros((4, 0), int))
+    with pytest.raises(UserError, match="pointing=True: the split has no links .* set it to False"):
+        PointingEvaluator(evaluator._encoder, lambda: None, lambda: None, none)
+    outcomes = {
+        "a": Outcome(np.zeros(0, int), np.zeros(0)),
+        "b": Outcome(data.ids[:2], np.array([0.0, 50])),
+    }
+    assert dict(means(outcomes, "dev/")) == {"dev/b": 25}
 
 
 def test_probes_compare_each_caption_with_its_wrong_version(data):

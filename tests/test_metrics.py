@@ -5,8 +5,14 @@ import itertools
 import numpy as np
 import pytest
 
+from xmodal_jax.errors import UserError
 from xmodal_jax.metrics import graded, ranking
+from xmodal_jax.metrics.parts import check_finite, metrics_of_parts, parts_of
 from xmodal_jax.metrics.placement import Placement
+
+
+def metrics(scores, image_ids, caption_image_ids, protocol="full"):
+    return metrics_of_parts(parts_of(scores, image_ids, caption_image_ids, protocol))
 
 
 def enumerated_ranks(scores, positive):
@@ -35,10 +41,10 @@ def test_placements_equal_enumeration_with_ties():
 
 def test_equal_scores_give_chance_not_success():
     ids = np.arange(50)
-    found = ranking.retrieval_metrics(np.ones((50, 50)), ids, ids)
+    found = metrics(np.ones((50, 50)), ids, ids)
     assert found["i2t/r1"] == pytest.approx(2) and found["i2t/r10"] == pytest.approx(20)
     assert found["t2i/mean_rank"] == 25.5
-    two = ranking.retrieval_metrics(np.zeros((2, 2)), ids[:2], ids[:2])
+    two = metrics(np.zeros((2, 2)), ids[:2], ids[:2])
     assert two["i2t/r1"] == two["t2i/r1"] == 50 and two["i2t/r5"] == 100
 
 
@@ -54,7 +60,7 @@ def test_metrics_equal_sorting():
     rng = np.random.default_rng(1)
     images, captions = np.arange(20) * 7, np.repeat(np.arange(20) * 7, 5)
     scores = rng.normal(size=(20, 100)) + 1.5 * (images[:, None] == captions)
-    found = ranking.retrieval_metrics(scores, images, captions)
+    found = metrics(scores, images, captions)
     i2t = [
         min(np.flatnonzero(captions[np.argsort(-row)] == images[i])) for i, row in enumerate(scores)
     ]
@@ -71,9 +77,9 @@ def test_five_folds_are_consecutive_and_averaged():
     rng = np.random.default_rng(2)
     images, captions = np.arange(10), np.repeat(np.arange(10), 5)
     scores = rng.normal(size=(10, 50)) + (images[:, None] == captions)
-    ours = ranking.protocol_metrics(scores, images, captions, "5fold")
+    ours = metrics(scores, images, captions, "5fold")
     parts = [
-        ranking.retrieval_metrics(
+        metrics(
             scores[k : k + 2, 5 * k : 5 * k + 10], images[k : k + 2], captions[5 * k : 5 * k + 10]
         )
         for k in range(0, 10, 2)
@@ -81,7 +87,7 @@ def test_five_folds_are_consecutive_and_averaged():
     for name, value in ours.items():
         assert value == pytest.approx(np.mean([part[name] for part in parts]))
     with pytest.raises(ValueError, match="not 9; use full"):
-        ranking.protocol_metrics(scores[:9], images[:9], captions, "5fold")
+        metrics(scores[:9], images[:9], captions, "5fold")
 
 
 def test_folds_are_index_pairs():
@@ -106,10 +112,24 @@ def test_metrics_of_ranks_by_hand():
 
 
 def test_a_score_that_is_not_finite_is_named():
-    scores = np.zeros((2, 3))
-    scores[1, 2] = np.nan
-    with pytest.raises(ValueError, match=r"query 1 \(image 8\) with target 2 \(image 8\) is nan"):
-        ranking.placement(scores, np.array([7, 8]), np.array([7, 7, 8]))
+    images, captions = np.arange(10) + 30, np.repeat(np.arange(10) + 30, 2)
+    scores = np.zeros((10, 20), np.float32)
+    # Of the second fold: images 32 and 33 with captions 4 to 7.
+    scores[3, 4] = np.nan
+    said = r"score of image 33 with caption 4 \(of image 32\) is nan; 1 scores are not finite"
+    for protocol in ("full", "5fold"):
+        parts = list(parts_of(scores, images, captions, protocol))
+        for side in ("i2t", "t2i"):
+            with pytest.raises(UserError, match=f"{side} {said}"):
+                for part in parts:
+                    if part.side == side:
+                        check_finite(part)
+        with pytest.raises(UserError, match=said):
+            metrics_of_parts(parts)
+    scores[3, 4], scores[0, 19] = 0, -np.inf
+    metrics(scores, images, captions, "5fold")  # no pair of a fold
+    with pytest.raises(UserError, match=r"image 30 with caption 19 \(of image 39\) is -inf"):
+        metrics(scores, images, captions)
 
 
 def test_a_query_without_a_positive_is_named():

@@ -16,7 +16,7 @@ from xmodal_jax.metrics import corrected
 from xmodal_jax.metrics.judgements import of_lists, same_image
 from xmodal_jax.metrics.measures import measure
 from xmodal_jax.metrics.parity import parity_metrics
-from xmodal_jax.metrics.ranking import protocol_metrics
+from xmodal_jax.metrics.parts import metrics_of_parts, parts_of
 from xmodal_jax.metrics.rouge import References
 
 with warnings.catch_warnings():
@@ -171,7 +171,7 @@ def test_figures_of_coco_equal_eccv_caption(oracle, captions_of):
     # The recalls of all images at once and of five folds.
     owners = np.repeat(images, 5)
     for protocol, recalls in (("full", oracle.coco_5k_recalls), ("5fold", oracle.coco_1k_recalls)):
-        ours = protocol_metrics(noise, images, owners, protocol)
+        ours = metrics_of_parts(parts_of(noise, images, owners, protocol))
         for k in (1, 5, 10):
             for side, value in recalls(retrieved, "all", K=k).items():
                 assert ours[f"{side}/r{k}"] / 100 == pytest.approx(value, **EXACT)

@@ -18,7 +18,6 @@ from xmodal_jax.errors import UserError
 from xmodal_jax.metrics import statistics
 from xmodal_jax.metrics.judgements import of_lists
 from xmodal_jax.metrics.parts import metrics_of_parts, parts_of
-from xmodal_jax.metrics.ranking import protocol_metrics
 from xmodal_jax.metrics.rouge import rouge_relevance
 from xmodal_jax.report import __main__ as program
 from xmodal_jax.report.build import Options, build_report
@@ -78,8 +77,7 @@ def test_figures_are_those_of_the_protocol(protocol):
     rows = collection.caption_rows()
     relevance = rouge_relevance(collection.captions, rows, IMAGES)
     report = make_report(scores, protocol, relevances={"rouge": relevance})
-    expected = protocol_metrics(scores, *ids, protocol)
-    assert metrics_of_parts(parts_of(scores, *ids, protocol)) == pytest.approx(expected)
+    expected = metrics_of_parts(parts_of(scores, *ids, protocol))
     found = report.metrics()
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, abs=1e-9)
@@ -105,7 +103,7 @@ def test_figures_are_those_of_the_protocol(protocol):
 def test_a_score_that_is_not_finite_names_the_pair():
     scores = make_scores()
     scores[2, 7] = np.nan
-    with pytest.raises(UserError, match=r"query 2 \(image 5\) with target 7 \(image 5\) is nan; 1"):
+    with pytest.raises(UserError, match=r"image 5 with caption 7 \(of image 5\) is nan; 1"):
         make_report(scores)
 
 
@@ -178,13 +176,15 @@ def test_a_report_comes_back_from_its_files(tmp_path, capsys):
     words = ["evaluate", file, "--out", str(tmp_path / "report"), "--images", str(pictures)]
     assert program.main([*words, "--teran-parity"]) == 0
     printed = capsys.readouterr().out
-    report = make_report(make_scores())
+    collection = make_collection()
+    relevance = rouge_relevance(collection.captions, collection.caption_rows(), IMAGES)
+    report = make_report(make_scores(), relevances={"rouge": relevance})
     saved = read_report(tmp_path / "report")
     recall = next(line for line in printed.splitlines() if line.startswith("R@1 "))
     assert recall.split()[1] == f"{report.figures['i2t/r1'].value:.1f}"
     assert "the TERAN reference would print" in printed
-    for name, figure in report.figures.items():
-        assert name.endswith("_rouge") or saved.figures[name] == figure
+    assert {"i2t/ndcg_rouge", "t2i/ndcg_rouge", "rsum"} < saved.figures.keys()
+    assert saved.figures == report.figures
     assert saved.content["teran_parity"]["i2t/r5"] == report.figures["i2t/r5"].value
     assert saved.tables["t2i"].top.tolist() == report.tables["t2i"].top.tolist()
     with (tmp_path / "report" / "queries_t2i.csv").open(newline="") as lines:
@@ -231,6 +231,20 @@ def test_trec_files_say_the_same_to_trec_and_to_us(tmp_path, capsys):
         assert found[name].value == pytest.approx(saved.figures[name].value, rel=0, abs=1e-9)
 
 
+@pytest.mark.parametrize("depth", [1, 5, 12, 99])
+def test_runs_are_as_deep_as_they_are_wanted(tmp_path, capsys, depth):
+    words = ["evaluate", save(tmp_path / "scores.npz"), "--out", str(tmp_path)]
+    assert program.main([*words, "--trec", str(depth)]) == 0
+    scores = make_scores()
+    lines = [line.split() for line in (tmp_path / "i2t.run").read_text().splitlines()]
+    assert len(lines) == IMAGES * min(depth, CAPTIONS)
+    for row, image in enumerate(make_collection().image_ids):
+        own = [target for query, _, target, *_ in lines if query == f"i{image}"]
+        assert own == [f"c{k}" for k in np.argsort(-scores[row])[:depth]]
+    lines = (tmp_path / "t2i.run").read_text().splitlines()
+    assert len(lines) == CAPTIONS * min(depth, IMAGES)
+
+
 def test_what_a_run_leaves_out_is_equal_and_last(tmp_path):
     (tmp_path / "qrels").write_text("a 0 x 1\nb 0 x 1\nc 0 y 1\nc 0 x 0\n")
     (tmp_path / "i2t").write_text("x Q0 c 1 0.5 t\ny Q0 c 1 2 t\n")
@@ -241,6 +255,41 @@ def test_what_a_run_leaves_out_is_equal_and_last(tmp_path):
     found = metrics_of_parts([i2t, t2i])
     assert found["i2t/mean_rank"] == 1.5 and found["t2i/mean_rank"] == pytest.approx(4 / 3)
     assert runs.depths == {"i2t": 1, "t2i": 1}
+
+
+def test_runs_are_paired_by_names_whatever_the_order_of_the_lines(tmp_path, capsys):
+    words = ["evaluate", save(tmp_path / "s.npz"), "--out", str(tmp_path / "npz")]
+    assert program.main([*words, "--trec", str(CAPTIONS)]) == 0
+    written = {k: (tmp_path / "npz" / k).read_text() for k in ("i2t.run", "t2i.run", "t2i.qrels")}
+
+    def evaluated(name, change):
+        directory = tmp_path / name
+        directory.mkdir()
+        for kind, text in written.items():
+            changed = change(text.splitlines(keepends=True))
+            (directory / kind).write_text("".join(changed))
+        words = [f"--{kind.split('.')[0]}={directory / kind}" for kind in ("i2t.run", "t2i.run")]
+        words += [f"--qrels={directory / 't2i.qrels'}", f"--out={directory / 'report'}"]
+        assert program.main(["evaluate", *words]) == 0
+        return str(directory / "report")
+
+    same = evaluated("same", lambda lines: lines)
+    turned = evaluated("turned", lambda lines: lines[::-1])
+    other = evaluated("other", lambda lines: [line.replace("i9 ", "i999 ") for line in lines])
+    [a, b] = (read_report(Path(path)) for path in (same, turned))
+    for side in ("i2t", "t2i"):
+        for name, values in a.tables[side].values.items():
+            np.testing.assert_array_equal(values, b.tables[side].values[name])
+    capsys.readouterr()
+    assert program.main(["compare", same, turned]) == 0
+    assert "+0.00  [+0.00, +0.00]  1.00000" in capsys.readouterr().out
+    for paths, said in (
+        ([same, other], "same/report has 'i9' where"),
+        ([same, str(tmp_path / "npz")], "one is of run files, whose queries have names"),
+    ):
+        assert program.main(["compare", *paths]) == 2
+        error = capsys.readouterr().err
+        assert said in error and error.count("\n") == 1
 
 
 TREC_MISTAKES = {
@@ -285,6 +334,12 @@ MISTAKES = {
     ),
     "texts": (dict(scores=np.ones((2, 4)), captions=IDS), "'captions' is int64, not an array of"),
     "few": (dict(scores=np.ones((2, 4)), captions=np.array(["a"])), "1 captions for 4 ids"),
+    "empty": (dict(scores=np.ones((0, 0))), "'scores' is [0, 0]; give one score or more"),
+    "flat": (dict(scores=np.ones((3, 0))), "'scores' is [3, 0]; give one score or more"),
+    "listed": (
+        dict(scores=np.ones((0, 0)), image_ids=IDS[:0], caption_image_ids=IDS[:0]),
+        "'scores' is [0, 0]; give one score or more",
+    ),
     "turned": (
         dict(scores=np.ones((2, 4)), scores_t2i=np.ones((2, 4))),
         "'scores_t2i' is [2, 4], not [4, 2]",
@@ -318,8 +373,20 @@ def test_saved_scores_give_the_same_report(tmp_path):
         saver.write()
         saved = read_scores(tmp_path / "scores.npz")
         assert metrics_of_parts(saved.parts(protocol)) == before
+        assert metrics_of_parts(saved.parts("5fold")) == metrics_of_parts(
+            parts_of(scores, *ids, "5fold")
+        )
         assert saved.collection.captions == list(collection.captions)
         assert saved.scores_t2i is None
+    # The last ones are of folds alone, and make no figures of the whole.
+    own = np.arange(IMAGES)[:, None] // 4 == np.arange(CAPTIONS) // 12
+    np.testing.assert_array_equal(saved.scores, np.where(own, scores, np.float32("nan")))
+    with pytest.raises(UserError, match="only the pairs within five folds have scores here; use 5"):
+        list(saved.parts("full"))
+    # A score that is missing by mistake is named.
+    saved.scores[3, 9] = np.nan
+    with pytest.raises(UserError, match="image 7 with caption 9 .* is nan; 1 scores"):
+        metrics_of_parts(saved.parts("5fold"))
     np.save(tmp_path / "scores.npy", scores)
     assert read_scores(tmp_path / "scores.npy").collection.caption_rows().tolist() == [
         k // 3 for k in range(CAPTIONS)

@@ -21,7 +21,6 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from absl import logging
@@ -37,6 +36,7 @@ from xmodal_jax.workdir import has_checkpoint, read_config, write_json
 
 # Standard deviations further apart than this are warned of.
 _SIMILAR_SCALES = 3.0
+_BLOCK_SCORES = 2**20  # that are held in float64 at once
 _LONGEST_NAME = 200  # characters; file systems take 255 bytes
 
 
@@ -116,8 +116,18 @@ def _check_same_data(member: Member, first: Member) -> None:
         )
 
 
+def _rows(scores: np.ndarray) -> Iterator[slice]:
+    """Blocks of rows that are small beside the whole."""
+    size = max(1, _BLOCK_SCORES // max(1, scores.shape[1]))
+    return (slice(start, start + size) for start in range(0, len(scores), size))
+
+
 def _deviation(member: Member) -> float:
-    value = float(np.std(member.scores, dtype=np.float64))
+    """Standard deviation in float64, of which a copy of all scores would take gigabytes."""
+    scores = member.scores
+    mean = sum(float(scores[rows].sum(dtype=np.float64)) for rows in _rows(scores)) / scores.size
+    squares = (float(np.square(scores[rows] - np.float64(mean)).sum()) for rows in _rows(scores))
+    value = float(np.sqrt(sum(squares) / scores.size))
     if not np.isfinite(value):
         raise UserError(f"{member.workdir} gives scores that are not finite; leave it out")
     return value
@@ -133,7 +143,7 @@ class Ensemble:
 
 
 def mean_scores(members: Iterable[Member], *, standardize: bool = False) -> Ensemble:
-    """The mean of the members' scores; only one member's are held beside it.
+    """The mean of the members' scores, in float32; only one member's are held beside it.
 
     Args:
       members: at least one; may be made one by one.
@@ -142,7 +152,7 @@ def mean_scores(members: Iterable[Member], *, standardize: bool = False) -> Ense
     Raises:
       UserError: members have other images or captions, or scores that can't be averaged.
     """
-    total: Any = 0.0
+    total = np.empty(0)
     out = Ensemble(np.empty(0), [], [])
     for member in members:
         out.members.append(dataclasses.replace(member, scores=np.empty(0)))
@@ -150,10 +160,14 @@ def mean_scores(members: Iterable[Member], *, standardize: bool = False) -> Ense
         deviation = _deviation(member)
         if standardize and deviation == 0:
             raise UserError(f"{member.workdir} gives every pair the same score; leave it out")
-        total = total + member.scores.astype(np.float64) / (deviation if standardize else 1)
+        if len(out.members) == 1:
+            total = np.zeros(member.scores.shape, np.float32)
+        for rows in _rows(total):
+            total[rows] += member.scores[rows] / np.float64(deviation if standardize else 1)
         out.deviations.append(deviation)
         del member  # or its scores would stay until the next ones are there
-    return dataclasses.replace(out, scores=total / len(out.members))
+    total /= len(out.members)
+    return dataclasses.replace(out, scores=total)
 
 
 def _warn_of_scales(names: Sequence[str], deviations: Sequence[float]) -> None:

@@ -70,17 +70,23 @@ def evaluate(config: Any, workdir: Path) -> dict[str, float]:
     about |= {"model": config.model.name, "kind": kind, "scoring": describe(scoring)}
     about |= {"data": config.data.name, "split": split, "protocol": protocol}
     directory = report_path(workdir, split, protocol, scoring)
-    outcomes: dict[str, Outcome] = {}
-    for other in others:
-        assert isinstance(other, PointingEvaluator | GroundingEvaluator | ProbeEvaluator)
-        outcomes |= other.outcomes(params)
-    fine = dict(means(outcomes))
+
+    def outcomes() -> dict[str, Outcome]:
+        found: dict[str, Outcome] = {}
+        for other in others:
+            assert isinstance(other, PointingEvaluator | GroundingEvaluator | ProbeEvaluator)
+            found |= other.outcomes(params)
+        return found
+
     if not is_main():
+        # In the order in which the main process takes part.
+        fine = dict(means(outcomes()))
         return metrics_of_parts(parts) | fine
     collection = collection_of(experiment.dataset, split)
     align = partial(experiment.aligner(), params) if section.alignments else None
     report = run_report(section, collection, parts, about, directory, outcomes, align)
-    values = short_metrics(report.metrics()) | fine
+    values = short_metrics(report.metrics())
+    values |= {name: figure.value for name, figure in report.fine.items()}
     print(f"{split} split, protocol {protocol}, parameters of step {step}")
     print(f"model of kind {kind}, {describe(scoring)}")
     print(render(report))

@@ -207,6 +207,13 @@ class Experiment:
             links = catalog.links(self.dataset, c.split)
             out.append(PointingEvaluator(encoder, images, captions, links, prefix=prefix))
         if c.entities:
+            # Data built before boxes were counted does not say how many images have them.
+            if not figures.get("with_boxes", 1):
+                raise UserError(
+                    f"evaluate.entities={c.entities}: no image of split {c.split} of "
+                    f"{self.config.data.name!r} has boxes of its regions; build the data "
+                    "with boxes, or leave it empty"
+                )
             phrases = self._boxed_phrases(c.entities, c.split)
             out.append(GroundingEvaluator(encoder, images, captions, phrases, prefix=prefix))
         if c.probes:
@@ -231,6 +238,11 @@ class Experiment:
         known = entities.read_entities(Path(directory), found.file_names, own)
         if known.unknown:
             logging.warning("%d captions are not in %s: left out", known.unknown, directory)
+        if not any(known.phrases):
+            raise UserError(
+                f"evaluate.entities={directory} has no phrase with a box of split {split}; give "
+                "the directory that has its captions, or leave it empty"
+            )
         return dict(zip(found.caption_id.tolist(), known.phrases, strict=True))
 
 

@@ -32,20 +32,24 @@ def run_report(
     parts: Iterable[Part],
     about: Mapping[str, Any],
     directory: Path,
-    outcomes: Mapping[str, Outcome] | None = None,
+    outcomes: Callable[[], Mapping[str, Outcome]] = dict,
     align: Callable[[np.ndarray], list[str]] | None = None,
 ) -> Report:
     """Makes a report from scores, and writes it.
 
+    Files that the report needs are looked for first: scoring may take hours.
+
     Args:
       section: `config.evaluate`, which says what is in the report.
       collection: whose scores they are.
-      parts: the scores; read once.
+      parts: the scores; read once, after `outcomes`.
       about: what was evaluated.
       directory: of the report.
-      outcomes: of evaluators beside retrieval.
+      outcomes: makes those of the evaluators beside retrieval.
       align: words and regions of each caption with an image, given by image ids [C].
     """
+    names = collection.image_names
+    pictures = pictures_of(Path(section.images), names) if section.images else None
     spice = Path(section.spice) if section.spice else None
     relevances, notes = relevances_of(collection, spice=spice)
     corrected, more = corrected_of(collection, section.protocol)
@@ -53,6 +57,12 @@ def run_report(
     directory.mkdir(parents=True, exist_ok=True)
     saver = ScoreSaver(directory / "scores.npz", collection) if section.save_scores else None
     counts = {"images": len(collection.image_ids), "captions": len(collection.caption_image_ids)}
+    found = outcomes()
+    more += [
+        f"no {name}: no word or phrase of a known region could be looked at"
+        for name, outcome in found.items()
+        if not len(outcome.values)
+    ]
     report = build_report(
         saver.passing(parts) if saver else parts,
         collection,
@@ -60,12 +70,10 @@ def run_report(
         {**about, **counts},
         [*notes, *more],
     )
-    fine = {name: (found.image_ids, found.values) for name, found in (outcomes or {}).items()}
+    fine = {name: (outcome.image_ids, outcome.values) for name, outcome in found.items()}
     report = dataclasses.replace(report, fine=make_fine_figures(fine))
     if saver:
         saver.write()
-    names = collection.image_names
-    pictures = pictures_of(Path(section.images), names) if section.images else None
     alignments = {}
     if align is not None:
         best = collection.image_ids[report.tables["t2i"].top[:, 0]]

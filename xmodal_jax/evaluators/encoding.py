@@ -98,8 +98,13 @@ def _kept(blocks: Iterable[tuple[Embeddings, Rows]]) -> Encoded:
 
 @jax.jit
 def pair_similarities(images: Embeddings, captions: Embeddings) -> jax.Array:
-    """Row i of both is a pair -> [B, R, W], -inf for a region that is padding."""
-    sim = jnp.einsum("brd,bwd->brw", images.tokens, captions.tokens)
+    """Row i of both is a pair -> [B, R, W], -inf for a region that is padding.
+
+    Accumulated and kept in float32 at least: bfloat16 would make regions equal that are not.
+    """
+    wide = jnp.promote_types(images.tokens.dtype, jnp.float32)
+    pair = "brd,bwd->brw"
+    sim = jnp.einsum(pair, images.tokens, captions.tokens, preferred_element_type=wide)
     return jnp.where(images.mask[:, :, None], sim, -jnp.inf)
 
 

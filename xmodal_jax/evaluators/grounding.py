@@ -50,7 +50,10 @@ class GroundingEvaluator:
         yield from means(self.outcomes(params), self._prefix)
 
     def outcomes(self, params: Any) -> dict[str, Outcome]:
-        """100 or 0 for each phrase; its region has the highest sum over the phrase's words."""
+        """100 or 0 for each phrase; its region has the highest sum over the phrase's words.
+
+        Phrases of an image whose regions have no boxes are left out.
+        """
         images = self._encoder.images(params, self._image_batches)
         every, row_of = by_image_id(images)
         boxes = np.concatenate([batch["boxes"] for batch in self._image_batches()])
@@ -65,7 +68,7 @@ class GroundingEvaluator:
                     # Embeddings leave out the [CLS] slot, token 0.
                     words = tokens_between(rows["offsets"][i], phrase.start, phrase.end) - 1
                     words = words[words < sim.shape[2]]
-                    if not len(words):
+                    if not len(words) or not boxes[own[i]].any():
                         continue
                     region = int(np.argmax(sim[i][:, words].sum(axis=1)))
                     owners.append(int(rows["image_id"][i]))

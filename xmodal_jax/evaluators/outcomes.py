@@ -15,6 +15,7 @@ class Outcome:
 
 
 def means(outcomes: Mapping[str, Outcome], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Yields the mean of each, 0 of none at all."""
+    """Yields the mean of each that has outcomes."""
     for name, outcome in outcomes.items():
-        yield prefix + name, float(np.mean(outcome.values)) if len(outcome.values) else 0.0
+        if len(outcome.values):
+            yield prefix + name, float(np.mean(outcome.values))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xmodal_jax import partitioning
+from xmodal_jax.errors import UserError
 from xmodal_jax.evaluators.encoding import Batches, Encoder, by_image_id, pair_similarities
 from xmodal_jax.evaluators.outcomes import Outcome, means
 from xmodal_jax.ops.embeddings import Embeddings
@@ -33,7 +34,16 @@ class PointingEvaluator:
         *,
         prefix: str = "",
     ) -> None:
-        """links: caption ids, character starts and ends, true regions; all [L]."""
+        """links: caption ids, character starts and ends, true regions; all [L].
+
+        Raises:
+          UserError: there are none.
+        """
+        if not len(links[0]):
+            raise UserError(
+                "evaluate.pointing=True: the split has no links of words to regions; "
+                "set it to False"
+            )
         self._encoder = encoder
         self._image_batches, self._caption_batches = image_batches, caption_batches
         self._prefix = prefix

@@ -42,10 +42,10 @@ def merge_stages(first: np.ndarray, candidates: np.ndarray, scores: np.ndarray) 
       float64 [Q, T]. A score that is not finite stays so, for the metrics to report.
     """
     # The two stages have different scales: the first is moved below the lowest new score.
-    wide = first.astype(np.float64)
+    out = first.astype(np.float64)  # where float32 would make scores equal that are not
     lowest = np.fmin.reduce(scores, axis=1).astype(np.float64)
-    out = wide + (lowest - np.fmax.reduce(wide, axis=1) - 1)[:, None]
-    np.put_along_axis(out, candidates, scores.astype(np.float64), axis=1)
+    out += (lowest - np.fmax.reduce(out, axis=1) - 1)[:, None]
+    np.put_along_axis(out, candidates, scores, axis=1)
     return out
 
 

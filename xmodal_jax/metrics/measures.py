@@ -61,7 +61,7 @@ def measure(
     """Measures the queries of a score matrix [Q, T], which may be a transposed view.
 
     Args:
-      scores: finite; see `ranking.check_finite`.
+      scores: finite; see `parts.check_finite`.
       judgements: by name.
       relevances: [Q, T] each, by name; may be transposed views.
       top: how many of the best targets of each query are kept.

@@ -5,10 +5,12 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from xmodal_jax.errors import UserError
 from xmodal_jax.metrics.placement import Placement
 from xmodal_jax.metrics.ranking import folds, mean_metrics, placement, placement_metrics
 
 SIDES = ("i2t", "t2i")
+_CHECKED_AT_ONCE = 2**22  # scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +29,28 @@ class Part:
     query_ids: np.ndarray
     target_ids: np.ndarray
     scores: np.ndarray
+
+
+def check_finite(part: Part) -> None:
+    """Raises a UserError that names the first pair whose score is not finite, if there is any."""
+    count, first = 0, None
+    size = max(1, _CHECKED_AT_ONCE // max(1, part.scores.shape[1]))
+    for start in range(0, len(part.scores), size):
+        bad = np.argwhere(~np.isfinite(part.scores[start : start + size]))
+        if len(bad) and first is None:
+            first = int(bad[0, 0]) + start, int(bad[0, 1])
+        count += len(bad)
+    if first is None:
+        return
+    query, target = first
+    turned = part.side == "t2i"
+    caption = part.queries[query] if turned else part.targets[target]
+    ids = part.query_ids[query], part.target_ids[target]
+    image, owner = ids[::-1] if turned else ids
+    raise UserError(
+        f"{part.side} score of image {image} with caption {caption} (of image {owner}) is "
+        f"{part.scores[first]}; {count} scores are not finite"
+    )
 
 
 def make_part(
@@ -61,9 +85,14 @@ def parts_of(
 
 
 def metrics_of_parts(parts: Iterable[Part]) -> dict[str, float]:
-    """Recalls, median and mean ranks of both directions and rsum: the means over the folds."""
+    """Recalls, median and mean ranks of both directions and rsum: the means over the folds.
+
+    Raises:
+      UserError: a score is not finite, or a query has no positive; the message names it.
+    """
     found: dict[int, dict[str, Placement]] = {}
     for part in parts:
+        check_finite(part)
         first = placement(part.scores, part.query_ids, part.target_ids)
         found.setdefault(part.fold, {})[part.side] = first
     return mean_metrics([placement_metrics(sides["i2t"], sides["t2i"]) for sides in found.values()])

@@ -4,6 +4,18 @@ A model that knows which words occur, but not what belongs to what, cannot tell 
 with its nouns or attributes exchanged (Yuksekgonul et al., ICLR 2023; Hsieh et al., NeurIPS 2023).
 Word lists are English. Nouns are learnt from the captions themselves: what
 stands between an article and the end of a phrase.
+
+The rules know no grammar; these keep them from making captions that are right as well:
+
+* Two nouns are exchanged only where something stands between them that has a direction. "A man and
+  a woman" and "a dog next to a cat" say the same the other way round: there are only articles,
+  other nouns, and words that join or say that somebody is, stands or sits.
+* Two attributes are exchanged only where more than that stands between them: neither in "a red and
+  a blue ball", nor, as both are of things of one name, in "a black dog and a white dog".
+* "Left" and "right" count in "left of", "to the left", "on the left", "left side" and "left hand",
+  not in "a bird left the tree". Other relations count where an article, a number, an attribute or a
+  pronoun follows, not in "all over" or "one behind the other". Up and down a street are the same,
+  and before and after a meal look alike: neither is turned round.
 """
 
 import itertools
@@ -35,17 +47,22 @@ _KIND_OF = {
 }
 _NUMBERS = ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 _DIGITS = [str(number) for number in range(2, 11)]
+# Where an article, a number, an attribute or a pronoun follows.
 _RELATIONS = [
-    ("left", "right"),
+    ("left of", "right of"),
     ("above", "below"),
     ("over", "under"),
     ("in front of", "behind"),
     ("inside", "outside"),
     ("into", "out of"),
-    ("up", "down"),
     ("on top of", "underneath"),
-    ("before", "after"),
-    ("higher", "lower"),
+    ("higher than", "lower than"),
+]
+_SIDES = [
+    ("to the left", "to the right"),
+    ("on the left", "on the right"),
+    ("left side", "right side"),
+    ("left hand", "right hand"),
 ]
 _ARTICLES = "a an the his her its their this that these those some several many one another both"
 _AFTER = (
@@ -53,8 +70,21 @@ _AFTER = (
     "above below over under through into along across between among around against inside outside "
     "while who which that as has have left right wearing holding"
 )
+_JOINING = (
+    "and or with without near next to beside by alongside along together "
+    "is are was were stand stands standing sit sits sitting lie lies lying talking posing"
+)
 _BEFORE_NOUNS = {*_ARTICLES.split(), *_NUMBERS, *_KIND_OF}
 _AFTER_NOUNS = set(_AFTER.split())
+_EITHER_WAY = {*_ARTICLES.split(), *_JOINING.split()}
+_OBJECTS = "|".join(sorted([*_BEFORE_NOUNS, *_DIGITS, "him", "them", "it"]))
+_FOLLOWED = rf"(?!\s+(?:the other|another)\b)(?=\s+(?:{_OBJECTS})\b)"
+_TURNS = [
+    (re.compile(rf"\b{old}\b{after}", re.IGNORECASE), new)
+    for pairs, after in ((_RELATIONS, _FOLLOWED), (_SIDES, ""))
+    for a, b in pairs
+    for old, new in ((a, b), (b, a))
+]
 _WORD = re.compile(r"\w+(?:['\u2019-]\w+)*")
 
 # What is changed, and what a reader sees of it.
@@ -125,7 +155,10 @@ class Perturber:
             (kind, sense), (other, another) = (_KIND_OF[words[k].group().lower()] for k in (a, b))
             between = {match.group().lower() for match in words[a + 1 : b]}
             # "white and brown" of one thing may as well be "brown and white".
-            if kind == other and sense != another and between - _KIND_OF.keys() - {"and", "or"}:
+            things = {_following(words, k) for k in (a, b)}
+            if len(things) == 1:  # "a black dog and a white dog" say the same the other way round
+                between -= things
+            if kind == other and sense != another and between - _KIND_OF.keys() - _EITHER_WAY:
                 pairs.append((words[a], words[b]))
         return _swapped(caption, pairs, rng)
 
@@ -144,11 +177,12 @@ class Perturber:
     def _nouns_swapped(
         self, caption: str, words: list[re.Match[str]], rng: np.random.Generator
     ) -> str | None:
-        found = [match for match in words if match.group().lower() in self._nouns]
+        texts = [match.group().lower() for match in words]
+        found = [k for k, text in enumerate(texts) if text in self._nouns]
         pairs = [
-            (a, b)
+            (words[a], words[b])
             for a, b in itertools.combinations(found, 2)
-            if a.group().lower() != b.group().lower()
+            if texts[a] != texts[b] and set(texts[a + 1 : b]) - self._nouns - _EITHER_WAY
         ]
         return _swapped(caption, pairs, rng)
 
@@ -181,12 +215,7 @@ class Perturber:
     def _relations(
         self, caption: str, words: list[re.Match[str]], rng: np.random.Generator
     ) -> str | None:
-        turns = [turn for a, b in _RELATIONS for turn in ((a, b), (b, a))]
-        found = [
-            (match, new)
-            for old, new in turns
-            for match in re.finditer(rf"\b{old}\b", caption, re.IGNORECASE)
-        ]
+        found = [(match, new) for old, new in _TURNS for match in old.finditer(caption)]
         return _put(caption, [found[rng.integers(len(found))]]) if found else None
 
     def _words(
@@ -198,6 +227,11 @@ class Perturber:
             if [texts[k] for k in order] != texts:
                 return _put(caption, [(words[k], texts[n]) for k, n in enumerate(order)])
         return None
+
+
+def _following(words: Sequence[re.Match[str]], place: int) -> str:
+    """The word after a place, or nothing at the end."""
+    return "".join(match.group().lower() for match in words[place + 1 : place + 2])
 
 
 def _swapped(

@@ -15,42 +15,18 @@ from xmodal_jax.metrics.placement import Placement
 RECALL_AT = (1, 5, 10)
 PROTOCOLS = ("full", "5fold")
 Index = slice | np.ndarray
-_CHECKED_AT_ONCE = 2**22  # scores
-
-
-def check_finite(scores: np.ndarray, query_ids: np.ndarray, target_ids: np.ndarray) -> None:
-    """Raises a UserError that names the first pair whose score is not finite, if there is any.
-
-    Args:
-      scores: [Q, T]; may be a transposed view.
-      query_ids: [Q] image id of each query; target_ids: [T].
-    """
-    count, first = 0, None
-    size = max(1, _CHECKED_AT_ONCE // max(1, scores.shape[1]))
-    for start in range(0, len(scores), size):
-        bad = np.argwhere(~np.isfinite(scores[start : start + size]))
-        if len(bad) and first is None:
-            first = bad[0] + [start, 0]
-        count += len(bad)
-    if first is not None:
-        q, t = first
-        raise UserError(
-            f"score of query {q} (image {query_ids[q]}) with target {t} (image {target_ids[t]}) "
-            f"is {scores[q, t]}; {count} scores are not finite"
-        )
 
 
 def placement(scores: np.ndarray, query_ids: np.ndarray, target_ids: np.ndarray) -> Placement:
     """Where each query's first positive target stands.
 
     Args:
-      scores: [Q, T].
+      scores: [Q, T], finite.
       query_ids: [Q] image id of each query; target_ids: [T]; equal ids are a positive pair.
 
     Raises:
-      UserError: a score is not finite, or a query has no positive; the message names it.
+      UserError: a query has no positive; the message names it.
     """
-    check_finite(scores, query_ids, target_ids)
     found = np.empty((len(scores), 3), np.int64)
     for q, positives, _ in same_image(query_ids, target_ids):
         row, own = scores[q], scores[q, positives]
@@ -68,26 +44,14 @@ def summary(first: Placement) -> dict[str, float]:
     return out
 
 
-def retrieval_metrics(
-    scores: np.ndarray, image_ids: np.ndarray, caption_image_ids: np.ndarray
-) -> dict[str, float]:
+def placement_metrics(i2t: Placement, t2i: Placement) -> dict[str, float]:
     """Metrics of both directions and rsum, the sum of the six recalls.
 
     Args:
-      scores: [I, C].
-      image_ids: [I]; caption_image_ids: [C], the image that each caption belongs to.
+      i2t, t2i: of I images that look for captions, and of C captions that look for images.
 
     Returns:
-      i2t/r1, ..., t2i/mean_rank, rsum; i2t ranks captions for an image, t2i images for a caption.
-    """
-    i2t = placement(scores, image_ids, caption_image_ids)
-    return placement_metrics(i2t, placement(scores.T, caption_image_ids, image_ids))
-
-
-def placement_metrics(i2t: Placement, t2i: Placement) -> dict[str, float]:
-    """`retrieval_metrics` from the placements of both directions, of I and of C queries.
-
-    Re-ranking scores other pairs for each direction, so that no one matrix gives both.
+      i2t/r1, ..., t2i/mean_rank, rsum.
     """
     sides = {"i2t": summary(i2t), "t2i": summary(t2i)}
     out = {f"{side}/{k}": v for side, found in sides.items() for k, v in found.items()}
@@ -101,6 +65,8 @@ def folds(
     """Rows (images) and columns (captions) of each part of the data that a protocol ranks alone.
 
     `scores[rows][:, columns]` is the part's score matrix; the metrics are the mean over the parts.
+    `full` is all of it; `5fold`, as for COCO 1K, consecutive fifths of the images with their
+    captions: COCO's 5,000 test images give five folds of 1,000.
 
     Raises:
       UserError: an unknown protocol, or a number of images that five does not divide.
@@ -123,21 +89,3 @@ def folds(
 def mean_metrics(parts: Sequence[dict[str, float]]) -> dict[str, float]:
     """The mean of each metric over the parts."""
     return {name: float(np.mean([part[name] for part in parts])) for name in parts[0]}
-
-
-def protocol_metrics(
-    scores: np.ndarray, image_ids: np.ndarray, caption_image_ids: np.ndarray, protocol: str = "full"
-) -> dict[str, float]:
-    """Metrics under a protocol: `full`, or `5fold` as for COCO 1K.
-
-    `5fold` takes consecutive fifths of the images with their captions and averages the metrics;
-    COCO's 5,000 test images give five folds of 1,000.
-
-    Raises:
-      UserError: an unknown protocol, or a number of images that five does not divide.
-    """
-    parts = []
-    for rows, columns in folds(image_ids, caption_image_ids, protocol):
-        ids = image_ids[rows], caption_image_ids[columns]
-        parts.append(retrieval_metrics(scores[rows][:, columns], *ids))
-    return mean_metrics(parts)

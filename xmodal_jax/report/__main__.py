@@ -11,7 +11,8 @@ each query) and queries.npz (for compare) into --out. `--mode=evaluate` of xmoda
 the same into the workdir of a run.
 
 compare tests every pair of reports on the same split: a paired randomisation test by images, with
-Holm's correction for all pairs and figures. What is not significant is not marked.
+Holm's correction for all pairs and figures. What is not significant is not marked. Reports of run
+files are paired by the names of their queries, and compared with such only.
 """
 
 import argparse
@@ -151,10 +152,8 @@ def _evaluate(args: argparse.Namespace) -> None:
         raise UserError(f"--trec={args.trec} writes files; give --out too")
     source = _read(args)
     collection = source.collection
-    # Names of captions in a run file are not their texts.
-    texts = collection if source.runs is None else dataclasses.replace(collection, captions=())
-    relevances, notes = relevances_of(texts, args.rouge, args.spice)
-    split, more = corrected_of(texts, args.protocol, args.corrected)
+    relevances, notes = relevances_of(collection, args.rouge, args.spice)
+    split, more = corrected_of(collection, args.protocol, args.corrected)
     options = Options(relevances, split, args.teran_parity, max(TOP, args.trec))
     about = {
         "name": args.name or source.name,
@@ -173,7 +172,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         report = dataclasses.replace(report, notes=(*report.notes, text))
     print(render(report))
     if args.out:
-        write_report(args.out, report, pictures=pictures, trec=bool(args.trec))
+        write_report(args.out, report, pictures=pictures, trec=args.trec)
         print(f"written to {args.out}; open {args.out / 'report.html'}")
 
 

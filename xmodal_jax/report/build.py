@@ -13,9 +13,9 @@ from xmodal_jax.metrics.diagnostics import hubness, length_bias
 from xmodal_jax.metrics.judgements import Judgements, same_image
 from xmodal_jax.metrics.measures import TOP, Found, Measured, measure
 from xmodal_jax.metrics.parity import parity_metrics
-from xmodal_jax.metrics.parts import SIDES, Part
+from xmodal_jax.metrics.parts import SIDES, Part, check_finite
 from xmodal_jax.metrics.placement import Placement
-from xmodal_jax.metrics.ranking import RECALL_AT, check_finite
+from xmodal_jax.metrics.ranking import RECALL_AT
 from xmodal_jax.report.collection import Collection
 from xmodal_jax.report.content import (
     SUMMED,
@@ -66,7 +66,7 @@ def build_report(
     corrected = {name: split.judgements(name) for name in SETS} if split else {}
     for part in parts:
         _check_whose(part, collection)
-        check_finite(part.scores, part.query_ids, part.target_ids)
+        check_finite(part)
         relevances = _relevances_of(part, options.relevances)
         sets = {name: sides[part.side] for name, sides in corrected.items()}
         own = same_image(part.query_ids, part.target_ids)

@@ -14,17 +14,21 @@ class Collection:
 
     image_ids: [I], each once; caption_image_ids: [C] the image of each caption.
     image_names: I file names, or empty; captions: C texts, or empty.
+    caption_names: C names, or empty. Where there are some, as in the files of TREC, images and
+      captions are known by their names alone: ids are numbers in the order of these.
     """
 
     image_ids: np.ndarray
     caption_image_ids: np.ndarray
     image_names: Sequence[str] = ()
     captions: Sequence[str] = ()
+    caption_names: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         for what, found, wanted in (
             ("image names", self.image_names, self.image_ids),
             ("captions", self.captions, self.caption_image_ids),
+            ("names of captions", self.caption_names, self.caption_image_ids),
         ):
             if len(found) not in (0, len(wanted)):
                 raise UserError(f"{len(found)} {what} for {len(wanted)} ids; give one for each")
@@ -44,5 +48,6 @@ class Collection:
         return self.image_names[row] if self.image_names else f"image {self.image_ids[row]}"
 
     def caption_label(self, column: int) -> str:
-        """The text of a caption, or its number."""
-        return self.captions[column] if self.captions else f"caption {column}"
+        """The text of a caption, or its name or number."""
+        texts = self.captions or self.caption_names
+        return texts[column] if texts else f"caption {column}"

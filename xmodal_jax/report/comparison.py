@@ -106,9 +106,14 @@ def make_run(name: str, reports: Sequence[SavedReport]) -> Run:
 
 
 def _check_same_data(reports: Sequence[SavedReport]) -> None:
-    """Raises a UserError unless all are of the same images, captions and folds."""
+    """Raises a UserError unless all are of the same images, captions and folds, by ids or names."""
     first = reports[0]
     for other in reports[1:]:
+        if len(first.names) != len(other.names):
+            raise UserError(
+                f"of {first.path} and {other.path} one is of run files, whose queries have names, "
+                "and the other is not; write both from run files (evaluate --i2t --t2i --qrels)"
+            )
         pairs = [
             (first.image_ids, other.image_ids),
             (first.caption_image_ids, other.caption_image_ids),
@@ -119,6 +124,12 @@ def _check_same_data(reports: Sequence[SavedReport]) -> None:
                 f"{first.path} and {other.path} are not of the same images, captions and protocol; "
                 "compare reports of one split"
             )
+        for ours, theirs in zip(first.names, other.names, strict=True):
+            if differing := np.flatnonzero(ours != theirs).tolist():
+                raise UserError(
+                    f"{first.path} has {str(ours[differing[0]])!r} where {other.path} has "
+                    f"{str(theirs[differing[0]])!r}; compare runs of one collection"
+                )
 
 
 def compare(runs: Sequence[Run], figures: Sequence[str] = FIGURES) -> list[Difference]:

@@ -21,6 +21,7 @@ from xmodal_jax.report.content import Figure, QueryTable, Report
 
 JSON, PAGE, QUERIES = "report.json", "report.html", "queries.npz"
 _ARRAYS = ("queries", "images", "fold", "top", "top_scores")
+_NAMES = ("image_names", "caption_names")
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -51,9 +52,15 @@ def write_json(directory: Path, report: Report) -> None:
 
 
 def write_queries(directory: Path, report: Report) -> None:
-    """Writes `queries.npz`: arrays SIDE/NAME, values under SIDE/values/NAME, and the ids."""
-    arrays: dict[str, Any] = {"image_ids": report.collection.image_ids}
-    arrays["caption_image_ids"] = report.collection.caption_image_ids
+    """Writes `queries.npz`: arrays SIDE/NAME, values under SIDE/values/NAME, and the ids.
+
+    Where images and captions are known by their names alone, these are there too.
+    """
+    collection = report.collection
+    arrays: dict[str, Any] = {"image_ids": collection.image_ids}
+    arrays["caption_image_ids"] = collection.caption_image_ids
+    if collection.caption_names:
+        arrays |= {name: np.array(getattr(collection, name), np.str_) for name in _NAMES}
     for side, table in report.tables.items():
         arrays |= {f"{side}/{name}": getattr(table, name) for name in _ARRAYS}
         arrays |= {f"{side}/values/{name}": found for name, found in table.values.items()}
@@ -97,7 +104,10 @@ def write_csv(
 
 @dataclasses.dataclass(frozen=True)
 class SavedReport:
-    """A report as it was written: its JSON, figures, tables, and the ids of its collection."""
+    """A report as it was written: its JSON, figures, tables, and the ids of its collection.
+
+    names: of images [I] and of captions [C], where these are known by their names alone; or empty.
+    """
 
     path: Path
     content: dict[str, Any]
@@ -105,6 +115,7 @@ class SavedReport:
     tables: dict[str, QueryTable]
     image_ids: np.ndarray
     caption_image_ids: np.ndarray
+    names: tuple[np.ndarray, ...] = ()
 
 
 def read_report(directory: Path) -> SavedReport:
@@ -126,13 +137,14 @@ def read_report(directory: Path) -> SavedReport:
             arrays = {name: file[name] for name in file.files}
         tables = {side: _table(arrays, side) for side in SIDES}
         ids = arrays["image_ids"], arrays["caption_image_ids"]
+        names = tuple(arrays[name] for name in _NAMES if name in arrays)
         dict(content["about"])
     except (
         *(ValueError, KeyError, TypeError, AttributeError, OSError, EOFError),
         *(zipfile.BadZipFile, zlib.error),
     ) as error:
         raise UserError(f"the report in {directory} is damaged: {error}; write it again") from error
-    return SavedReport(directory, content, figures, tables, *ids)
+    return SavedReport(directory, content, figures, tables, *ids, names)
 
 
 def _table(arrays: Mapping[str, np.ndarray], side: str) -> QueryTable:

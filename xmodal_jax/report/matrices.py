@@ -27,15 +27,26 @@ _KNOWN = ("scores", "scores_t2i", "image_ids", "caption_image_ids", "captions", 
 
 @dataclasses.dataclass(frozen=True)
 class SavedScores:
-    """Scores [I, C], those of the other direction [C, I] if they differ, and whose they are."""
+    """Scores [I, C], those of the other direction [C, I] if they differ, and whose they are.
+
+    NaN where a pair was not scored: `ScoreSaver` leaves so what lies between folds.
+    """
 
     scores: np.ndarray
     scores_t2i: np.ndarray | None
     collection: Collection
 
     def parts(self, protocol: str) -> Iterator[Part]:
-        """Both directions of every fold of a protocol."""
+        """Both directions of every fold of a protocol.
+
+        Raises:
+          UserError: an unknown protocol, or one that ranks pairs which were not scored.
+        """
         ids = self.collection.image_ids, self.collection.caption_image_ids
+        if protocol == "full" and self._of_folds():
+            raise UserError(
+                "protocol full: only the pairs within five folds have scores here; use 5fold"
+            )
         if self.scores_t2i is None:
             yield from parts_of(self.scores, *ids, protocol)
             return
@@ -44,6 +55,15 @@ class SavedScores:
             captions = np.arange(len(ids[1]))[columns], ids[1][columns]
             yield make_part("i2t", fold, images, captions, self.scores[rows][:, columns])
             yield make_part("t2i", fold, images, captions, self.scores_t2i[columns][:, rows])
+
+    def _of_folds(self) -> bool:
+        """Whether the scores are those of `5fold` alone."""
+        ids = self.collection.image_ids, self.collection.caption_image_ids
+        if len(ids[0]) % 5:
+            return False
+        rows, columns = next(folds(*ids, "5fold"))
+        scored = ~np.isnan(self.scores[rows])
+        return bool(scored[:, columns].all()) and not np.delete(scored, columns, axis=1).any()
 
 
 def read_scores(path: Path) -> SavedScores:
@@ -63,10 +83,12 @@ def read_scores(path: Path) -> SavedScores:
             raise UserError(f"{path}: {name!r} is {found}, not numbers [images, captions]")
     scores = _as_float(arrays["scores"])
     images, captions = scores.shape
+    if not scores.size:
+        raise UserError(f"{path}: 'scores' is [{images}, {captions}]; give one score or more")
     ids = arrays.get("image_ids", np.arange(images))
     owners = arrays.get("caption_image_ids")
     if owners is None:
-        if "image_ids" in arrays or not images or captions % images:
+        if "image_ids" in arrays or captions % images:
             raise UserError(
                 f"{path}: {captions} captions of {images} images; give 'image_ids' and "
                 "'caption_image_ids', which image each caption is of"
@@ -133,7 +155,7 @@ class ScoreSaver:
             yield part
 
     def write(self) -> None:
-        """Writes what has passed; only the pairs of a fold have scores in a protocol of folds."""
+        """Writes what has passed; pairs of two folds, which were not scored, are NaN."""
         shape = len(self._collection.image_ids), len(self._collection.caption_image_ids)
         i2t = _assembled(self._sides["i2t"], shape)
         t2i = _assembled(self._sides["t2i"], shape[::-1])
@@ -144,7 +166,7 @@ class ScoreSaver:
             "captions": np.array(self._collection.captions, dtype=np.str_),
             "image_names": np.array(self._collection.image_names, dtype=np.str_),
         }
-        if not np.array_equal(i2t, t2i.T):
+        if not np.array_equal(i2t, t2i.T, equal_nan=True):
             arrays["scores_t2i"] = t2i
         kept: dict[str, Any] = {name: value for name, value in arrays.items() if value.size}
         aside = self._path.with_name("_" + self._path.name)
@@ -155,9 +177,7 @@ class ScoreSaver:
 def _assembled(parts: list[Part], shape: tuple[int, int]) -> np.ndarray:
     if len(parts) == 1:
         return parts[0].scores
-    # Pairs of different folds were never scored: below every score, so that folds stay right.
-    lowest = min(float(part.scores.min()) for part in parts)
-    out = np.full(shape, lowest - 1, parts[0].scores.dtype)
+    out = np.full(shape, np.nan, parts[0].scores.dtype)
     for part in parts:
         out[np.ix_(part.queries, part.targets)] = part.scores
     return out

@@ -15,8 +15,8 @@ from xmodal_jax.report.collection import Collection
 from xmodal_jax.report.content import QueryTable, Report
 
 
-def write_trec(directory: Path, report: Report, tag: str = "xmodal_jax") -> None:
-    """Writes `SIDE.run`, as deep as the report's best targets go, and `SIDE.qrels`."""
+def write_trec(directory: Path, report: Report, depth: int, tag: str = "xmodal_jax") -> None:
+    """Writes `SIDE.run`, of each query the `depth` best targets of the report, and `SIDE.qrels`."""
     collection = report.collection
     images = [f"i{image}" for image in collection.image_ids]
     captions = [f"c{number}" for number in range(len(collection.caption_image_ids))]
@@ -24,7 +24,7 @@ def write_trec(directory: Path, report: Report, tag: str = "xmodal_jax") -> None
     names = {"i2t": (images, captions), "t2i": (captions, images)}
     for side in SIDES:
         with (directory / f"{side}.run").open("w") as file:
-            file.writelines(_run_lines(report.tables[side], *names[side], tag))
+            file.writelines(_run_lines(report.tables[side], *names[side], depth, tag))
         with (directory / f"{side}.qrels").open("w") as file:
             by_query = np.argsort(rows, kind="stable") if side == "i2t" else range(len(rows))
             for k in by_query:
@@ -34,9 +34,10 @@ def write_trec(directory: Path, report: Report, tag: str = "xmodal_jax") -> None
 
 
 def _run_lines(
-    table: QueryTable, queries: Sequence[str], targets: Sequence[str], tag: str
+    table: QueryTable, queries: Sequence[str], targets: Sequence[str], depth: int, tag: str
 ) -> Iterator[str]:
-    for query, top, scores in zip(table.queries, table.top, table.top_scores, strict=True):
+    best = table.top[:, :depth], table.top_scores[:, :depth]
+    for query, top, scores in zip(table.queries, *best, strict=True):
         for rank, (target, score) in enumerate(zip(top, scores, strict=True), 1):
             # repr of a Python float: no two scores become equal.
             yield f"{queries[query]} Q0 {targets[target]} {rank} {float(score)!r} {tag}\n"
@@ -63,11 +64,14 @@ class TrecRuns:
                 )
         if not image_of:
             raise UserError(f"{qrels} has no line 'CAPTION 0 IMAGE 1'; give qrels of the captions")
-        self._captions = {name: k for k, name in enumerate(image_of)}
-        self._images = {name: k for k, name in enumerate(dict.fromkeys(image_of.values()))}
-        owners = np.array([self._images[image] for image in image_of.values()])
+        # Sorted: reports of one split are in one order, whatever that of the lines is.
+        self._captions = {name: k for k, name in enumerate(sorted(image_of))}
+        self._images = {name: k for k, name in enumerate(sorted(set(image_of.values())))}
         self.collection = Collection(
-            np.arange(len(self._images)), owners, list(self._images), list(self._captions)
+            np.arange(len(self._images)),
+            np.array([self._images[image_of[caption]] for caption in self._captions]),
+            image_names=list(self._images),
+            caption_names=list(self._captions),
         )
         self.depths: dict[str, int] = {}  # of the runs that were read: fewest targets of a query
 

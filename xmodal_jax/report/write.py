@@ -16,21 +16,21 @@ def write_report(
     *,
     pictures: Pictures | None = None,
     alignments: Mapping[str, Sequence[str]] | None = None,
-    trec: bool = False,
+    trec: int = 0,
 ) -> None:
-    """Writes the page, JSON, what every query found, and with `trec` runs and qrels.
+    """Writes the page, JSON, what every query found, and if wanted runs and qrels.
 
     Args:
       directory: made if it is not there.
       report: as `build_report` makes it.
       pictures: JPEG bytes of an image by its row, for the failures.
       alignments: further columns of captions in the CSV file, such as their words and regions.
-      trec: also write `{i2t,t2i}.{run,qrels}`.
+      trec: also write `{i2t,t2i}.{run,qrels}`, with so many targets for each query; 0 for neither.
     """
     directory.mkdir(parents=True, exist_ok=True)
     write_queries(directory, report)
     write_csv(directory, report, alignments)
     if trec:
-        write_trec(directory, report)
+        write_trec(directory, report, trec)
     write_whole(directory / PAGE, render_page(report, pictures))
     write_json(directory, report)  # last: with it the report is whole
