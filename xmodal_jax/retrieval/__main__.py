@@ -122,6 +122,12 @@ def _parser() -> argparse.ArgumentParser:
     made = command(commands.serve, "show it as a web page, needs the extra [serve]")
     made.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this)")
     made.add_argument("--port", type=int, default=8000, help="0: any free one (default: 8000)")
+    made.add_argument(
+        "--name",
+        action="append",
+        default=[],
+        help="another one that it is called by, such as that of a proxy; may be repeated",
+    )
     of_pictures(made)
     made = command(
         commands.copy, "copy the items to Qdrant, for collections that outgrow one machine"

@@ -164,7 +164,7 @@ def serve(args: argparse.Namespace) -> None:
     from xmodal_jax.retrieval import serve as page
 
     made = _opened(args)
-    page.run(made, args.host, args.port, pictures=_pictures(made, args))
+    page.run(made, args.host, args.port, pictures=_pictures(made, args), names=args.name)
 
 
 def copy(args: argparse.Namespace) -> None:
