@@ -117,7 +117,9 @@ def test_relations_of_unknown_predicates_are_left_out(data, labelled, caplog):
 
 
 def test_a_dataset_of_none_of_the_predicates_is_refused(data, labelled):
-    with pytest.raises(UserError, match="none of the 7 predicates of region_captions/none/.*'other left of'"):
+    with pytest.raises(
+        UserError, match="none of the 7 predicates of region_captions/none/.*'other left of'"
+    ):
         Collection(open_dataset(data, "none"), "test", labelled)
 
 
@@ -131,7 +133,9 @@ def test_one_image_is_encoded_as_all_are(data, labelled, tmp_path):
     expected = by_hand(labelled)
     id = collection.image_items()[2].id
     np.testing.assert_allclose(collection.image(id).tokens[0], expected[2], atol=1e-5)
-    with pytest.raises(UserError, match="the split 'test' of region_captions/turned/.* has no image 'x'; .*turned"):
+    with pytest.raises(
+        UserError, match="the split 'test' of region_captions/turned/.* has no image 'x'; .*turned"
+    ):
         collection.image("x")
     # And so is one that comes as arrays.
     example = SOURCES[0].read("test", 2)
