@@ -49,6 +49,8 @@ OUTSIDE = [
 def index(tmp_path_factory):
     directory = tmp_path_factory.mktemp("serve")
     made = tiny_index(directory, extra=OUTSIDE)
+    none = jax.tree.map(np.zeros_like, made.stored(np.array([0])))
+    made.add([Part([Item("empty")], none, np.zeros((1, 12, 4)))])
     (directory / "secret.png").write_bytes(b"secret")
     (directory / "pictures" / "link.png").symlink_to(directory / "secret.png")
     (directory / "pictures" / "notes.txt").write_text("secret")
@@ -424,14 +426,9 @@ def test_a_server_for_others_answers_to_its_own_names(
             refused(port, "/healthz", 400, "is not called", headers={"Host": name})
 
 
-def test_every_image_lights_up_whatever_the_last_one_has(tmp_path):
+def test_every_image_lights_up_whatever_the_last_one_has(port):
     """An image of no regions is found last."""
-    index = tiny_index(tmp_path)
-    stored = index.stored(np.array([0]))
-    none = jax.tree.map(np.zeros_like, jax.tree.map(np.asarray, stored))
-    index.add([Part([Item("empty")], none, np.zeros((1, 12, 4)))])
-    with served(serve.make_app(index)) as port:
-        answer = told(port, "/api/search", q=SENTENCE)
+    answer = told(port, "/api/search", q=SENTENCE)
     by_id = {hit["id"]: hit for hit in answer["hits"]}
     assert answer["hits"][-1]["id"] == "empty" and by_id["empty"]["matches"] == []
     assert len(answer["words"]) == 8
@@ -583,7 +580,7 @@ def test_the_server_says_where_it_is_and_ends_when_it_is_told(index, told_by, tm
     )
     try:
         line = process.stdout.readline()
-        found = re.fullmatch(r"http://127\.0\.0\.1:(\d+) shows 18 images; Ctrl-C ends it\n", line)
+        found = re.fullmatch(r"http://127\.0\.0\.1:(\d+) shows 19 images; Ctrl-C ends it\n", line)
         assert found, line + process.stderr.read()
         assert ask(int(found[1]), "/healthz")[0] == 200
         process.send_signal(told_by)
