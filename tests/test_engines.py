@@ -1,7 +1,10 @@
 """What every engine of a search does, the embedded index and Qdrant alike; oracles are loops."""
 
+import json
 import shutil
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -362,6 +365,85 @@ def test_mistakes_say_what_to_do(tmp_path, base):
     plain = Index.build(tmp_path / "plain", without, [part(["x"])])
     with pytest.raises(UserError, match="needs a first stage for this score"):
         Qdrant.open(f"qdrant-edge:{tmp_path / 'chan'}", plain, create=True).search(query(0))
+
+
+def test_a_first_stage_is_trusted_near_the_size_it_was_measured_at(tmp_path, base):
+    made = Qdrant.open(f"qdrant-edge:{tmp_path}", base, create=True)
+    made.add([part(NAMES)])
+    assert made.search(query(0)).stage == "staged"
+    more = [f"more-{n}" for n in range(241)]  # now more than twice as many
+    made.add([part(more)])
+    assert made.search(query(0)).stage == "exact"
+    assert made.search(query(0), stage="staged").stage == "staged"
+    made.remove(more[:1])
+    assert made.search(query(0)).stage == "staged"
+    made.close()
+
+
+class Cluster(BaseHTTPRequestHandler):
+    """As much of a Qdrant server as opens an empty collection; all else it answers with `mood`."""
+
+    mood = (200, b"")
+
+    def do_GET(self):
+        self.answer({"exists": True})
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        scroll = self.path.split("?")[0].endswith("/scroll")
+        self.answer({"points": []} if scroll else None)
+
+    do_PUT = do_POST
+
+    def answer(self, result):
+        status, body = self.mood
+        if result is not None:
+            status, body = 200, json.dumps({"result": result, "status": "ok", "time": 0}).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "said"),
+    [
+        (401, b"Must provide an API key\nor leave", "refuses the key in QDRANT_API_KEY: .*401"),
+        (403, b"{}", "refuses the key in QDRANT_API_KEY: .*403"),
+        (500, b'{"status": {"error": "disk"}}', "does not answer: Unexpected Response: 500"),
+        (200, b"<html>\nno Qdrant", "does not answer: .*"),
+        (0, b"", "does not answer: "),  # gone
+    ],
+)
+def test_a_server_that_fails_later_is_one_line(base, status, body, said):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Cluster)
+    server.RequestHandlerClass = type("Moody", (Cluster,), {"mood": (status, body)})
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    try:
+        made = Qdrant.open(f"{address}/items", base)
+        if not status:
+            server.shutdown()
+            server.server_close()
+        for work in (
+            lambda: made.search(query(0)),
+            lambda: made.add([part(["new"])]),
+            lambda: made.remove(["old"]),
+            lambda: made.item_query("old"),
+            lambda: len(made),
+        ):
+            with pytest.raises(UserError, match=f"the Qdrant server {address} {said}") as caught:
+                work()
+            assert "\n" not in str(caught.value)
+        made.close()
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def test_an_item_of_too_many_numbers_is_refused(tmp_path, base, monkeypatch):

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 
 # A module may import from its own layer and from those above it in this list.
 LAYERS = [
-    ["errors"],
+    ["errors", "matched_words"],
     [
         "ops",
         "losses",

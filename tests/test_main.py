@@ -148,6 +148,8 @@ def test_evaluate_writes_a_report_that_can_be_made_again(config, finished, tmp_p
     output, _ = run(config, finished, "--mode=evaluate", *words)
     report = finished / "report_dev_full"
     assert f"open {report / 'report.html'}" in output and "all words shuffled" in output
+    # Words and regions of failures, on blank sheets.
+    assert 'src="data:image/webp' in (report / "report.html").read_text()
     content = json.loads((report / "report.json").read_text())
     written = json.loads((finished / "evaluation_dev_full.json").read_text())["metrics"]
     for name, figure in (content["figures"] | content["fine_grained"]).items():

@@ -108,9 +108,39 @@ def test_captions_are_asked_by_images(made, index_words, tmp_path, capsys):
     best = np.sort(scores[5])[::-1][:4]
     np.testing.assert_allclose([hit.score for hit in answer.hits], best, atol=0.02)
     assert all(hit.item.text in texts for hit in answer.hits)
+    # The same from the command line: an image of a dataset, or its features in a file.
+    ask = ("query", tmp_path / "i", "-k", 4)
+    of_dataset = ("--dataset", "scenes", "--data", directory / "data")
+    printed = run(capsys, *ask, "--image", "scenes_test_000005.png", *of_dataset)
+    for line, hit in zip(printed.splitlines(), answer.hits, strict=False):
+        assert line.split()[1:3] == [f"{hit.score:.4f}", hit.item.id]
+        assert line.endswith(hit.item.text)
+    regions, boxes = batch["regions"][5][valid], batch["boxes"][5][valid]
+    file = tmp_path / "image.npz"
+    np.savez(file, regions=regions, boxes=boxes)
+    again = json.loads(run(capsys, *ask, "--json", "--image", file))
+    assert [hit["text"] for hit in again["hits"]] == [hit.item.text for hit in answer.hits]
     assert run(capsys, "query", tmp_path / "i", "red", expect=2).startswith(
         "error: an index of captions is asked by images"
     )
+    fails = lambda *words: run(capsys, *ask, *words, expect=2)
+    assert "has no image 'x'; they are" in fails("--image", "x", *of_dataset)
+    assert "name the dataset of the image with --dataset" in fails("--image", "scenes_test.png")
+    assert "give a sentence, or" in run(
+        capsys, "query", tmp_path / "i", "red", "--image", "x.png", expect=2
+    )
+    for arrays, said in (
+        (dict(regions=regions), "has no 'boxes'; it holds regions"),
+        (dict(regions=regions, boxes=boxes, relations=np.zeros((1, 3), int)), "no 'confidences'"),
+        (dict(regions=regions.astype(str), boxes=boxes), "'regions' is <U"),
+        (dict(regions=regions[:, :3], boxes=boxes), "this model takes [B, R, "),
+        (dict(regions=regions, boxes=1000 * boxes), "boxes are not in 0..1"),
+        (dict(regions=regions, boxes=boxes, names=np.ones(1)), "'names' is float64; it may hold"),
+    ):
+        np.savez(file, **arrays)
+        assert said in (error := fails("--image", file)) and error.count("\n") == 1
+    np.save(tmp_path / "image.npy", regions)
+    assert "can't be read as .npz" in fails("--image", tmp_path / "image.npy")
 
 
 def test_it_grows_and_shrinks(made, index_words, tmp_path, capsys):
@@ -132,8 +162,19 @@ def test_it_grows_and_shrinks(made, index_words, tmp_path, capsys):
 def test_an_answer_is_drawn_also_when_model_and_pictures_moved(made, index_words, tmp_path, capsys):
     words = [str(word) for word in index_words]
     words[3] = str(shutil.copytree(made[0] / "export", tmp_path / "export"))
-    (tmp_path / "pictures").mkdir()
-    run(capsys, *words, "--pictures", tmp_path / "pictures")
+    pictures = tmp_path / "pictures"
+    said = run(capsys, *words, "--pictures", pictures, expect=2)
+    assert f"the pictures are not at {pictures}" in said
+    pictures.mkdir()
+    (pictures / "other.png").touch()
+    said = run(capsys, *words, "--pictures", pictures, expect=2)
+    assert "has the picture of none of the 24 images, such as scenes_test_000000.png" in said
+    assert not (tmp_path / "i").exists() and said.count("\n") == 1
+    (pictures / "scenes_test_000000.png").touch()
+    said = run(capsys, *words, "--pictures", pictures).splitlines()[0]
+    assert said == f"note: {pictures} lacks the pictures of 23 of 24 images, such as " + (
+        "scenes_test_000001.png"
+    )
     (tmp_path / "export").rename(tmp_path / "model")
     (tmp_path / "pictures").rename(tmp_path / "moved")
     ask = ["query", tmp_path / "i", "a red circle", "-k", 3, "--picture", tmp_path / "out.png"]
@@ -174,6 +215,34 @@ def test_mistakes_are_named(made, index_words, tmp_path, capsys):
     assert f"{tmp_path / 'full'} is not empty; give another directory" in fails(*words)
     words[3] = str(tmp_path / "nowhere")
     assert "is not an export" in fails(*words)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["query", "i", "red", "-k", "0"],
+        ["query", "i", "red", "-k", "-3"],
+        ["query", "i", "red", "-k", "two"],
+        ["fit", "i", "--features", "0"],
+        ["index", "i", "--model", "m", "--dataset", "d", "--features", "-1"],
+        ["bench", "i", "--queries", "0"],
+        ["bench", "i", "--images", "100", "0"],
+    ],
+)
+def test_numbers_that_are_none_are_named(capsys, words):
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"'{words[-1]}' is no whole number of 1 or more" in said
+
+
+def test_ctrl_c_is_one_line(tmp_path, capsys, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Index, "open", interrupted)
+    assert main(["verify", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "stopped\n"
 
 
 def test_help_teaches(capsys):

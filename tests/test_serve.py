@@ -1,19 +1,24 @@
 """The web page's server over a real socket: answers against the index, limits, refusals, counts."""
 
+import contextlib
 import http.client
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
+import jax
 import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -22,8 +27,9 @@ from tests.tiny_index import BARE, COUNT, MARKUP, served, tiny_index
 from xmodal_jax.errors import UserError
 from xmodal_jax.retrieval import __main__ as command
 from xmodal_jax.retrieval import commands, serve
+from xmodal_jax.retrieval.connections import Connection
 from xmodal_jax.retrieval.index import Index
-from xmodal_jax.retrieval.items import Item
+from xmodal_jax.retrieval.items import Item, Part
 
 ROOT = Path(__file__).parents[1]
 SENTENCE = "a red circle, left of a blue square"
@@ -43,6 +49,8 @@ OUTSIDE = [
 def index(tmp_path_factory):
     directory = tmp_path_factory.mktemp("serve")
     made = tiny_index(directory, extra=OUTSIDE)
+    none = jax.tree.map(np.zeros_like, made.stored(np.array([0])))
+    made.add([Part([Item("empty")], none, np.zeros((1, 12, 4)))])
     (directory / "secret.png").write_bytes(b"secret")
     (directory / "pictures" / "link.png").symlink_to(directory / "secret.png")
     (directory / "pictures" / "notes.txt").write_text("secret")
@@ -234,10 +242,113 @@ def test_a_request_has_no_body(port, headers):
         refused(port, "/api/search?q=a", 413, "no body", method=method, headers=headers, body=body)
 
 
-def test_a_long_request_is_cut_off(port):
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as sent:
-        sent.sendall(b"GET /?q=" + b"x" * 100_000)
-        assert sent.recv(12) == b"HTTP/1.1 400"
+@pytest.mark.parametrize("sent", [b"GET /?q=" + b"x" * 100_000, b"\x16\x03\x01\r\n\r\n"])
+def test_what_is_no_request_is_refused_as_any_other(port, sent):
+    with connected(port) as client:
+        client.sendall(sent)
+        answer = http.client.HTTPResponse(client)
+        answer.begin()
+        assert answer.status == 400 and answer.headers["Connection"] == "close"
+        assert answer.headers["Content-Security-Policy"] and answer.headers["X-Frame-Options"]
+        assert json.loads(answer.read()) == {"error": "Invalid HTTP request received."}
+
+
+def connected(port):
+    return socket.create_connection(("127.0.0.1", port), timeout=20)
+
+
+def seconds_to_the_end(client, send=lambda: None):
+    """Until the server ends a connection; `send` is called again and again."""
+    start = time.monotonic()
+    client.settimeout(0.05)
+    while time.monotonic() - start < 20:
+        with contextlib.suppress(TimeoutError):
+            try:
+                send()
+                if not client.recv(1000):
+                    break
+            except ConnectionError:
+                break
+    return time.monotonic() - start
+
+
+WHOLE = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("before", "again"),
+    [
+        (b"", b""),
+        (b"GET /healthz HT", b""),
+        (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n", b"X: y\r\n"),
+        (WHOLE, b""),
+        (WHOLE + b"GET /h", b"x"),
+        (WHOLE.replace(b"localhost", b"elsewhere"), b""),
+        # A body of which no more comes, or ever more.
+        (WHOLE.replace(b"\r\n\r\n", b"\r\nContent-Length: 99999\r\n\r\n"), b"x"),
+    ],
+)
+def test_a_connection_that_does_not_ask_ends(index, before, again):
+    """Also when it sends a little again and again."""
+    with served(serve.make_app(index), patience=0.5) as port, connected(port) as client:
+        client.sendall(before)
+        assert seconds_to_the_end(client, lambda: client.sendall(again)) < 10
+        assert ask(port, "/healthz")[0] == 200
+
+
+def test_a_connection_that_takes_no_answer_ends(index, tmp_path):
+    size = 50_000_000  # more than systems keep for a connection
+    with (tmp_path / "tiny_test_000000.png").open("wb") as file:
+        file.truncate(size)
+    with (
+        served(serve.make_app(index, pictures=tmp_path), patience=0.5) as port,
+        connected(port) as client,
+    ):
+        client.sendall(WHOLE.replace(b"/healthz", b"/image/tiny_test_000000.png"))
+        time.sleep(2)
+        taken = 0
+        with contextlib.suppress(ConnectionError):
+            while found := client.recv(1 << 20):
+                taken += len(found)
+        assert 0 < taken < size
+        # Who takes it gets it.
+        assert len(ask(port, "/image/tiny_test_000000.png")[2]) == size
+
+
+def test_silent_connections_keep_nobody_out(index, monkeypatch):
+    monkeypatch.setattr(Connection, "most", 4)
+    with served(serve.make_app(index, most=4), patience=60) as port, ExitStack() as opened:
+        silent = [opened.enter_context(connected(port)) for _ in range(6)]
+        for _ in range(3):
+            assert ask(port, "/healthz")[0] == 200
+        # Those that had waited longest made room.
+        ended = [client for client in silent if select.select([client], [], [], 0)[0]]
+        assert silent[:2] == ended[:2] and silent[-1] not in ended
+
+
+def test_more_requests_than_can_be_at_work_are_refused_with_all_headers(index, monkeypatch):
+    started, gate = threading.Semaphore(0), threading.Event()
+    browse = serve._Answers.browse
+
+    def slow(*arguments):
+        started.release()
+        gate.wait(30)
+        return browse(*arguments)
+
+    monkeypatch.setattr(serve._Answers, "browse", slow)
+    monkeypatch.setattr(serve, "_WAITING", 2)
+    with served(serve.make_app(index, most=2)) as port, ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(ask, port, "/api/browse") for _ in range(2)]
+        started.acquire()
+        while b"xmodal_waiting_searches 2.0" not in (found := ask(port, "/metrics"))[2]:
+            if found[0] == 503:
+                break
+        headers = refused(port, "/healthz", 503, "2 requests are at work already; try again soon")
+        assert headers["Retry-After"] == "1" and headers["Content-Security-Policy"]
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        gate.set()
+        assert [future.result()[0] for future in asked] == [200, 200]
+        assert ask(port, "/healthz")[0] == 200
 
 
 PAGES = ["/", "/app.js", "/style.css", "/favicon.svg", "/healthz", "/metrics", "/api/browse"]
@@ -280,16 +391,47 @@ def test_a_name_that_was_made_to_resolve_to_this_machine_is_refused(port, host, 
             refused(port, path, status, "this server is not called", headers={"Host": host})
 
 
-def test_pages_of_other_sites_cannot_ask(port):
-    headers = {"Sec-Fetch-Site": "cross-site"}
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])  # the latter is another port's
+def test_pages_of_other_sites_cannot_ask(port, site):
+    headers = {"Sec-Fetch-Site": site}
     assert ask(port, "/", headers=headers)[0] == 200
     for path in ("/api/search?q=red", "/image/tiny_test_000000.png", "/metrics"):
         refused(port, path, 403, "another site", headers=headers)
+        for own in ("same-origin", "none"):
+            assert ask(port, path, headers={"Sec-Fetch-Site": own})[0] == 200
 
 
-def test_a_server_for_others_answers_to_any_name(index):
-    with served(serve.make_app(index, hosts=())) as port:
-        assert ask(port, "/healthz", headers={"Host": "search.example"})[0] == 200
+@pytest.mark.parametrize(
+    ("host", "names", "called", "others"),
+    [
+        ("192.0.2.7", ["Search.example"], ["192.0.2.7:80", "search.example"], ["192.0.2.8"]),
+        ("0.0.0.0", [], ["192.0.2.8", "[2001:db8::1]:80", "localhost"], ["search.example"]),
+        ("::", [], ["192.0.2.8", socket.gethostname()], ["192.0.2.8.evil.example", "1", ""]),
+        ("localhost", ["proxy.example"], ["127.0.0.1", "proxy.example"], ["192.0.2.8"]),
+    ],
+)
+def test_a_server_for_others_answers_to_its_own_names(
+    index, monkeypatch, host, names, called, others
+):
+    made = []
+    monkeypatch.setattr(serve, "make_app", lambda *_, hosts, **how: made.append(hosts))
+    with pytest.raises(UserError, match="can't listen"):
+        serve.run(index, host, 70000, names=names)
+    monkeypatch.undo()
+    with served(serve.make_app(index, hosts=made[0])) as port:
+        for name in called:
+            assert ask(port, "/healthz", headers={"Host": name})[0] == 200
+        for name in others:
+            refused(port, "/healthz", 400, "is not called", headers={"Host": name})
+
+
+def test_every_image_lights_up_whatever_the_last_one_has(port):
+    """An image of no regions is found last."""
+    answer = told(port, "/api/search", q=SENTENCE)
+    by_id = {hit["id"]: hit for hit in answer["hits"]}
+    assert answer["hits"][-1]["id"] == "empty" and by_id["empty"]["matches"] == []
+    assert len(answer["words"]) == 8
+    assert all(len(hit["matches"]) == 8 for id, hit in by_id.items() if id != "empty")
 
 
 def test_health_and_counts(index):
@@ -437,7 +579,7 @@ def test_the_server_says_where_it_is_and_ends_when_it_is_told(index, told_by, tm
     )
     try:
         line = process.stdout.readline()
-        found = re.fullmatch(r"http://127\.0\.0\.1:(\d+) shows 18 images; Ctrl-C ends it\n", line)
+        found = re.fullmatch(r"http://127\.0\.0\.1:(\d+) shows 19 images; Ctrl-C ends it\n", line)
         assert found, line + process.stderr.read()
         assert ask(int(found[1]), "/healthz")[0] == 200
         process.send_signal(told_by)

@@ -183,8 +183,10 @@ def test_equal_values_have_one_colour():
 def test_an_answer_is_drawn_with_pictures_or_without(tmp_path):
     index = tiny_index(tmp_path)
     answer = index.query_text("a red circle", 24)
-    at = [hit.item.id for hit in answer.hits].index(BARE)
-    for hits in (answer.hits[:3], answer.hits[at : at + 1]):
+    ids = [hit.item.id for hit in answer.hits]
+    bare, damaged = ids.index(BARE), ids.index("tiny_test_000000.png")
+    (tmp_path / "pictures" / ids[damaged]).write_bytes(b"is drawn as one that is not there")
+    for hits in (answer.hits[:3], [answer.hits[bare]], [answer.hits[damaged]]):
         part = type(answer)(hits, answer.query, answer.stage, answer.seconds)
         drawn = draw_answer(index, part, Pictures(index.store.about["pictures"]))
         assert drawn.width == 480 * len(hits) + 12 * (len(hits) - 1)

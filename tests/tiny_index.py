@@ -69,9 +69,9 @@ def tiny_index(directory, variant="teran", extra=()):
 
 
 @contextlib.contextmanager
-def served(app):
-    """A server of an application in a thread; gives its port."""
-    server, listening = make_server(app), socket.create_server(("127.0.0.1", 0))
+def served(app, **how):
+    """A server of an application in a thread, made with `how`; gives its port."""
+    server, listening = make_server(app, **how), socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     thread.start()
     try:

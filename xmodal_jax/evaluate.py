@@ -84,7 +84,10 @@ def evaluate(config: Any, workdir: Path) -> dict[str, float]:
         return metrics_of_parts(parts) | fine
     collection = collection_of(experiment.dataset, split)
     align = partial(experiment.aligner(), params) if section.alignments else None
-    report = run_report(section, collection, parts, about, directory, outcomes, align)
+    align_pairs = None
+    if kind != "vector" and jax.process_count() == 1:
+        align_pairs = partial(experiment.pair_aligner(), params)
+    report = run_report(section, collection, parts, about, directory, outcomes, align, align_pairs)
     values = short_metrics(report.metrics())
     values |= {name: figure.value for name, figure in report.fine.items()}
     print(f"{split} split, protocol {protocol}, parameters of step {step}")

@@ -1,6 +1,7 @@
 """The pieces of a run that training, evaluation and export share, made from a configuration."""
 
 import dataclasses
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from xmodal_jax.evaluators import Evaluator
 from xmodal_jax.evaluators.alignments import Aligner
 from xmodal_jax.evaluators.encoding import Batches, Encoder
 from xmodal_jax.evaluators.grounding import GroundingEvaluator
+from xmodal_jax.evaluators.pairs import PairAligner
 from xmodal_jax.evaluators.pointing import PointingEvaluator
 from xmodal_jax.evaluators.probes import ProbeEvaluator
 from xmodal_jax.evaluators.reranking import RerankingEvaluator
@@ -174,6 +176,19 @@ class Experiment:
         captions = catalog.texts(self.dataset, self.config.evaluate.split).captions
         return Aligner(encoder, *self._batches(), captions)
 
+    def pair_aligner(self) -> PairAligner:
+        """The same of chosen images of that split with any captions."""
+        encoder = Encoder(self.model, self.mesh)
+        return PairAligner(encoder, self._batches()[0], self._text_batches())
+
+    def _text_batches(self) -> Callable[..., Iterator[input_pipeline.Batch]]:
+        return partial(
+            input_pipeline.text_batches,
+            tokenizer=self.tokenizer,
+            batch_size=self.config.evaluate.batch_size,
+            max_tokens=self.config.data.max_tokens,
+        )
+
     def evaluators(self, progress: bool = False) -> list[Evaluator]:
         """The evaluators of `config.evaluate`, on its split."""
         c = self.config.evaluate
@@ -218,12 +233,7 @@ class Experiment:
             out.append(GroundingEvaluator(encoder, images, captions, phrases, prefix=prefix))
         if c.probes:
             found = catalog.texts(self.dataset, c.split)
-            texts = partial(
-                input_pipeline.text_batches,
-                tokenizer=self.tokenizer,
-                batch_size=c.batch_size,
-                max_tokens=self.config.data.max_tokens,
-            )
+            texts = self._text_batches()
             of_split = found.captions, found.caption_image_id
             out.append(ProbeEvaluator(self.model, encoder, images, texts, *of_split, prefix=prefix))
         return out

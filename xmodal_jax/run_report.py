@@ -1,7 +1,7 @@
 """The report of a trained run or an ensemble, from the scores of its evaluators."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +9,14 @@ import numpy as np
 
 from data_pipeline import catalog
 from xmodal_jax.evaluators.outcomes import Outcome
+from xmodal_jax.matched_words import Alignment
 from xmodal_jax.metrics.parts import Part
 from xmodal_jax.report.build import Options, build_report, make_fine_figures
 from xmodal_jax.report.collection import Collection
 from xmodal_jax.report.content import Report
+from xmodal_jax.report.failures import shown_pairs
 from xmodal_jax.report.matrices import ScoreSaver
-from xmodal_jax.report.pictures import pictures_of
+from xmodal_jax.report.pictures import Pictures
 from xmodal_jax.report.relevance import corrected_of, relevances_of
 from xmodal_jax.report.write import write_report
 
@@ -34,6 +36,7 @@ def run_report(
     directory: Path,
     outcomes: Callable[[], Mapping[str, Outcome]] = dict,
     align: Callable[[np.ndarray], list[str]] | None = None,
+    align_pairs: Callable[[np.ndarray, Sequence[str]], list[Alignment]] | None = None,
 ) -> Report:
     """Makes a report from scores, and writes it.
 
@@ -47,9 +50,10 @@ def run_report(
       directory: of the report.
       outcomes: makes those of the evaluators beside retrieval.
       align: words and regions of each caption with an image, given by image ids [C].
+      align_pairs: the same of pairs of image ids [P] and P captions, for the failures.
     """
     names = collection.image_names
-    pictures = pictures_of(Path(section.images), names) if section.images else None
+    pictures = Pictures(Path(section.images), names) if section.images else None
     spice = Path(section.spice) if section.spice else None
     relevances, notes = relevances_of(collection, spice=spice)
     corrected, more = corrected_of(collection, section.protocol)
@@ -79,5 +83,11 @@ def run_report(
         best = collection.image_ids[report.tables["t2i"].top[:, 0]]
         alignments["alignment"] = align(collection.caption_image_ids)
         alignments["alignment_with_best"] = align(best)
-    write_report(directory, report, pictures=pictures, alignments=alignments)
+    shown = {}
+    if align_pairs is not None:
+        pairs = shown_pairs(report)
+        ids = collection.image_ids[[row for row, _ in pairs]]
+        drawn = align_pairs(ids, [collection.captions[caption] for _, caption in pairs])
+        shown = dict(zip(pairs, drawn, strict=True))
+    write_report(directory, report, pictures=pictures, alignments=alignments, shown=shown)
     return report

@@ -32,7 +32,7 @@ from xmodal_jax.report.comparison import FIGURES, Run, compare, make_run
 from xmodal_jax.report.files import read_report, write_whole
 from xmodal_jax.report.matrices import read_scores
 from xmodal_jax.report.page import render_comparison
-from xmodal_jax.report.pictures import pictures_of
+from xmodal_jax.report.pictures import Pictures
 from xmodal_jax.report.relevance import corrected_of, relevances_of
 from xmodal_jax.report.terminal import render, render_markdown
 from xmodal_jax.report.terminal import render_comparison as comparison_table
@@ -163,7 +163,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     }
     if args.ensemble:
         about |= {"ensemble": True, "members": list(args.ensemble)}
-    pictures = pictures_of(args.images, collection.image_names) if args.images else None
+    pictures = Pictures(args.images, collection.image_names) if args.images else None
     report = build_report(source.parts, collection, options, about, [*notes, *more])
     if source.runs is not None:
         depths = ", ".join(f"{side} {depth}" for side, depth in source.runs.depths.items())

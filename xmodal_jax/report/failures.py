@@ -2,13 +2,14 @@
 
 import dataclasses
 import html
-from collections.abc import Callable
 
 import numpy as np
 
+from xmodal_jax.metrics.parts import SIDES
 from xmodal_jax.report.content import SIDE_TITLES, Report
+from xmodal_jax.report.drawings import Drawings, Pair
+from xmodal_jax.report.pictures import Pictures
 
-Pictures = Callable[[int], bytes | None]  # JPEG bytes of an image of the collection, by its row
 SHOWN, RESULTS = 40, 5
 
 
@@ -45,7 +46,7 @@ class PictureSheet:
     def show(self, row: int, label: str) -> str:
         """An element that shows the image of a row, or else its name."""
         if self._pictures is not None and row not in self._found:
-            self._found[row] = self._pictures(row)
+            self._found[row] = self._pictures.thumbnail(row)
         name = html.escape(label)
         if self._found.get(row) is None:
             return f'<span class="name">{name}</span>'
@@ -62,9 +63,36 @@ class PictureSheet:
         )
 
 
-def render_failures(report: Report, sheet: PictureSheet) -> str:
-    """Both directions: the query, what is right, and its best results, right ones marked."""
+def pairs_of(report: Report, failure: Failure) -> tuple[Pair, Pair]:
+    """The right pair, of several the best one that the table has, and that of the best result."""
+    table, rows = report.tables[failure.side], report.collection.caption_rows()
+    top = table.top[failure.place]
+    own = int(table.images[failure.place])
+    if failure.side == "t2i":
+        caption = int(table.queries[failure.place])
+        return (own, caption), (int(top[0]), caption)
+    found = [target for target in top if rows[target] == own]
+    right = found[0] if found else np.flatnonzero(rows == own)[0]
+    return (own, int(right)), (own, int(top[0]))
+
+
+def shown_pairs(report: Report) -> list[Pair]:
+    """All pairs that a page shows the words and regions of, each once."""
+    chosen = [failure for side in SIDES for failure in choose_failures(report, side)]
+    return list(dict.fromkeys(pair for one in chosen for pair in pairs_of(report, one)))
+
+
+def render_failures(report: Report, sheet: PictureSheet, drawings: Drawings) -> str:
+    """Both directions: the query, what is right, and its best results, right ones marked.
+
+    Below them, drawings of the right pair and of the one that was taken for it.
+    """
     out = []
+    if drawings:
+        out.append(
+            "<p><small>A frame in a word's colour is the region most similar to it; the bars are "
+            "these similarities, from 0 to 1.</small></p>"
+        )
     for side, title in SIDE_TITLES.items():
         failures = choose_failures(report, side)
         table = report.tables[side]
@@ -73,11 +101,11 @@ def render_failures(report: Report, sheet: PictureSheet) -> str:
             f"<h3>{title}: {count:,} of {len(table.queries):,} queries have a wrong best result; "
             f"{len(failures)} of them</h3>"
         )
-        out.extend(_render(report, failure, sheet) for failure in failures)
+        out.extend(_render(report, failure, sheet, drawings) for failure in failures)
     return "".join(out)
 
 
-def _render(report: Report, failure: Failure, sheet: PictureSheet) -> str:
+def _render(report: Report, failure: Failure, sheet: PictureSheet, drawings: Drawings) -> str:
     table, collection = report.tables[failure.side], report.collection
     place, rows = failure.place, collection.caption_rows()
     own = int(table.images[place])
@@ -102,8 +130,13 @@ def _render(report: Report, failure: Failure, sheet: PictureSheet) -> str:
             shown = sheet.show(int(target), collection.image_label(int(target)))
         kind = ' class="hit"' if hit else ""
         results.append(f"<li{kind}>{shown}<small>{score:.4g}</small></li>")
+    right_pair, best_pair = pairs_of(report, failure)
+    drawn = drawings.show(right_pair, f"right: {collection.caption_label(right_pair[1])}")
+    if best_pair != right_pair:  # of equal scores a right one may come first
+        drawn += drawings.show(best_pair, f"best result: {collection.caption_label(best_pair[1])}")
     return (
         f'<article class="failure"><div>{asked}<small>first right result at '
         f"{table.rank()[place] + 1:.4g}</small></div><div><b>right</b> {right}</div>"
-        f'<ol class="{failure.side}">{"".join(results)}</ol></article>'
+        f'<ol class="{failure.side}">{"".join(results)}</ol>'
+        f'<div class="words">{drawn}</div></article>'
     )

@@ -6,13 +6,16 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from xmodal_jax.matched_words import Alignment
 from xmodal_jax.metrics.diagnostics import hubness
 from xmodal_jax.metrics.measures import TOP
 from xmodal_jax.metrics.parts import SIDES
 from xmodal_jax.report import plots
 from xmodal_jax.report.comparison import Difference, Run
 from xmodal_jax.report.content import SIDE_TITLES, TITLES, Report
-from xmodal_jax.report.failures import Pictures, PictureSheet, render_failures
+from xmodal_jax.report.drawings import Drawings, Pair
+from xmodal_jax.report.failures import PictureSheet, render_failures
+from xmodal_jax.report.pictures import Pictures
 from xmodal_jax.report.style import CSS, POLICY, SCRIPT
 from xmodal_jax.report.terminal import SEEDS, comparison_rows, fine_rows, rows_of
 
@@ -50,10 +53,15 @@ def _about(about: Mapping[str, Any]) -> str:
     return f'<dl class="about">{"".join(rows)}</dl>'
 
 
-def render_page(report: Report, pictures: Pictures | None = None) -> str:
+def render_page(
+    report: Report,
+    pictures: Pictures | None = None,
+    alignments: Mapping[Pair, Alignment] | None = None,
+) -> str:
     """The page of one report.
 
-    pictures: JPEG bytes of an image by its row, or None for an image that has none.
+    pictures: of the images, for the failures.
+    alignments: words and regions of pairs among `failures.shown_pairs`.
     """
     sheet = PictureSheet(pictures)
     ranks = {SIDE_TITLES[side]: report.tables[side].rank() for side in SIDES}
@@ -78,7 +86,7 @@ def render_page(report: Report, pictures: Pictures | None = None) -> str:
         '<h2>Failures</h2><p><input id="filter" type="search" placeholder="show those with ..." '
         'aria-label="show failures with this text"></p>'
     )
-    body.append(render_failures(report, sheet))
+    body.append(render_failures(report, sheet, Drawings(alignments or {}, pictures)))
     return document(str(report.about.get("name", "report")), body, sheet.style())
 
 

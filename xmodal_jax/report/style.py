@@ -25,6 +25,8 @@ svg text{font-size:10px;fill:var(--soft)}.grid{stroke:var(--rule)}.range{stroke:
 .failure{border:1px solid var(--rule);border-radius:6px;padding:.6rem;margin:.6rem 0}
 .failure small{display:block}.failure ol{display:flex;flex-wrap:wrap;gap:.5rem;padding-left:1.2rem}
 .failure ol.i2t{display:block}.failure li{padding:.1rem .4rem}.hit{background:var(--hit)}
+.words{display:flex;flex-wrap:wrap;gap:1rem}.words figure{width:320px}
+.words img{display:block;max-width:100%;height:auto}
 .picture{display:inline-block;width:112px;height:112px;background:center/contain no-repeat}
 input{font:inherit;padding:.3rem;width:20rem;max-width:100%}
 """

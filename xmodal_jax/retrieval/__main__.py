@@ -5,6 +5,8 @@
   python -m xmodal_jax.retrieval query runs/demo/index "a red circle left of a blue square"
   python -m xmodal_jax.retrieval query runs/demo/index "a green star" --picture found.png
   python -m xmodal_jax.retrieval query runs/demo/index --like scenes_test_000003.png
+  python -m xmodal_jax.retrieval query runs/demo/captions --image scenes_test_000003.png \\
+    --dataset scenes
   python -m xmodal_jax.retrieval serve runs/demo/index
   python -m xmodal_jax.retrieval bench runs/demo/index --images 500 20000
   python -m xmodal_jax.retrieval copy runs/demo/index qdrant-edge:runs/demo/qdrant
@@ -31,6 +33,13 @@ from xmodal_jax.retrieval.index import STAGES
 from xmodal_jax.retrieval.items import STORES
 from xmodal_jax.retrieval.lemur import FEATURES
 from xmodal_jax.retrieval.row_scores import SIDES
+
+
+def _positive(text: str) -> int:
+    """A whole number of 1 or more, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
+    return int(text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -65,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     def of_first_stage(made: argparse.ArgumentParser) -> None:
         made.add_argument(
             "--features",
-            type=int,
+            type=_positive,
             default=FEATURES,
             help="bytes of an item's code in the first stage of word-region alignment; "
             f"more find more (default: {FEATURES})",
@@ -100,7 +109,13 @@ def _parser() -> argparse.ArgumentParser:
     made = command(commands.query, "ask")
     made.add_argument("text", nargs="?", default="", help="a sentence")
     made.add_argument("--like", metavar="ID", help="an item of the index, instead of a sentence")
-    made.add_argument("-k", type=int, default=10, help="how many (default: 10)")
+    made.add_argument(
+        "--image",
+        metavar="ID",
+        help="an image of --dataset, or FILE.npz with its regions and boxes; finds captions",
+    )
+    of_dataset(made, required=False)
+    made.add_argument("-k", type=_positive, default=10, help="how many (default: 10)")
     made.add_argument(
         "--stage",
         choices=STAGES,
@@ -122,6 +137,12 @@ def _parser() -> argparse.ArgumentParser:
     made = command(commands.serve, "show it as a web page, needs the extra [serve]")
     made.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this)")
     made.add_argument("--port", type=int, default=8000, help="0: any free one (default: 8000)")
+    made.add_argument(
+        "--name",
+        action="append",
+        default=[],
+        help="another one that it is called by, such as that of a proxy; may be repeated",
+    )
     of_pictures(made)
     made = command(
         commands.copy, "copy the items to Qdrant, for collections that outgrow one machine"
@@ -133,7 +154,7 @@ def _parser() -> argparse.ArgumentParser:
     of_dataset(made, required=False)
     made.add_argument(
         "--images",
-        type=int,
+        type=_positive,
         nargs="+",
         metavar="N",
         help="sizes to measure; those beyond the index's own, the default, with synthetic items",
@@ -145,7 +166,9 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help="measure this one as well",
     )
-    made.add_argument("--queries", type=int, default=50, help="how many are asked (default: 50)")
+    made.add_argument(
+        "--queries", type=_positive, default=50, help="how many are asked (default: 50)"
+    )
     made.add_argument("--scratch", help="directory for what is built (default: the system's)")
     made.add_argument("--json", action="store_true", help="print a line of JSON a measurement")
     return parser
@@ -161,6 +184,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UserError, DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130  # as shells have it
     return 0
 
 

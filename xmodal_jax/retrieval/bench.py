@@ -85,6 +85,8 @@ def bench(
     Raises:
       UserError: the size is smaller than the index, or the disk is too small.
     """
+    if not len(index):
+        raise UserError(f"{index.store.directory} is empty; add items first")
     if size < len(index):
         raise UserError(f"--images={size} is less than the {len(index):,} of the index; give more")
     with tempfile.TemporaryDirectory(prefix="xmodal-bench-", dir=scratch) as directory:

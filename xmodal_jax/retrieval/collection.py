@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 
 from data_pipeline import catalog, input_pipeline
 from xmodal_jax.errors import UserError
@@ -28,8 +29,11 @@ class Collection:
     def __init__(self, dataset: Any, split: str, model: ExportedModel, fields: Any = None) -> None:
         """Args: a TFDS builder, the name of a split, the model, and fields that all items get.
 
+        Relations come with the names of their predicates, which the model may number otherwise.
+
         Raises:
-          UserError: the features are of another width than the model's, or names are there twice.
+          UserError: the features are of another width than the model's, or the model knows none of
+            the predicates.
         """
         width = catalog.feature_width(dataset)
         if width != model.feature_width:
@@ -40,6 +44,7 @@ class Collection:
         self._dataset, self._split, self._model = dataset, split, model
         self._fields = {"split": split} | (fields or {})
         self._contents = list(catalog.contents(dataset, split))
+        self._predicates = _predicates_of(dataset, model)
 
     def __len__(self) -> int:
         return len(self._contents)
@@ -66,14 +71,39 @@ class Collection:
 
     def images(self) -> Iterator[Part]:
         """All images, encoded."""
-        batches = input_pipeline.image_batches(
+        return self._parts(self._batches(), "encode_image", IMAGE_FIELDS, self.image_items())
+
+    def image(self, id: str) -> Embeddings:
+        """One image, encoded; a batch of one.
+
+        Raises:
+          UserError: the split has no image that is called so.
+        """
+        ids = [item.id for item in self.image_items()]
+        if id not in ids:
+            raise UserError(
+                f"the split {self._split!r} of {self._dataset.info.full_name} has no image {id!r}; "
+                f"they are called as {ids[0]!r}"
+            )
+        number, row = divmod(ids.index(id), _BATCH)
+        batch = next(itertools.islice(self._batches(), number, None))
+        own = {name: batch[name][row : row + 1] for name in batch.keys() & set(IMAGE_FIELDS)}
+        return self._model.encode_batch("encode_image", own)
+
+    def _batches(self) -> Iterator[dict[str, np.ndarray]]:
+        """All images, with the model's numbers of predicates."""
+        for batch in input_pipeline.image_batches(
             self._dataset,
             split=self._split,
             batch_size=_BATCH,
             max_regions=self._model.max_regions,
             max_relations=self._model.max_relations,
-        )
-        return self._parts(batches, "encode_image", IMAGE_FIELDS, self.image_items())
+        ):
+            if self._predicates is not None and "relations" in batch:
+                relations = batch["relations"].copy()
+                relations[..., 1] = self._predicates[relations[..., 1]]
+                batch["relations"] = relations
+            yield batch
 
     def captions(self) -> Iterator[Part]:
         """All captions, encoded."""
@@ -113,3 +143,31 @@ class Collection:
 def _groups(batches: Iterator[Any], count: int) -> Iterator[list[Any]]:
     while group := list(itertools.islice(batches, count)):
         yield group
+
+
+def _predicates_of(dataset: Any, model: ExportedModel) -> np.ndarray | None:
+    """int [P], for each of a dataset's predicates its number in the model, by name.
+
+    -1 for one that the model does not know: it leaves such relations out. None where the numbers
+    mean nothing, as to a model that knows relations without labels only.
+    """
+    own = catalog.predicates(dataset)
+    reasoning = getattr(model.model.config, "reasoning", None)
+    labelled = getattr(reasoning, "semantic", "none") == "predicates"
+    if not (labelled and own and model.predicates):
+        return None
+    numbers = {name: number for number, name in enumerate(model.predicates)}
+    unknown = [name for name in own if name not in numbers]
+    if len(unknown) == len(own):
+        raise UserError(
+            f"the model knows none of the {len(own)} predicates of {dataset.info.full_name}, such "
+            f"as {own[0]!r}; its own are such as {model.predicates[0]!r}: build the dataset with "
+            "scene graphs of these names, or without any"
+        )
+    if unknown:
+        logging.warning(
+            "the model does not know %d of the %d predicates of %s, such as %r: relations of these "
+            "are left out",
+            *(len(unknown), len(own), dataset.info.full_name, unknown[0]),
+        )
+    return np.array([numbers.get(name, -1) for name in own], np.int32)

@@ -5,6 +5,7 @@ import dataclasses
 import importlib.util
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,11 +14,12 @@ from tqdm import tqdm
 from xmodal_jax import export
 from xmodal_jax.errors import UserError
 from xmodal_jax.ops.embeddings import Embeddings
-from xmodal_jax.retrieval import fitting
-from xmodal_jax.retrieval.answers import Answer
+from xmodal_jax.retrieval import first_stage, fitting
+from xmodal_jax.retrieval.answers import Answer, Query
 from xmodal_jax.retrieval.engines import copying
 from xmodal_jax.retrieval.engines.engine import Engine
 from xmodal_jax.retrieval.engines.qdrant import Qdrant
+from xmodal_jax.retrieval.features import read_features
 from xmodal_jax.retrieval.index import Index
 from xmodal_jax.retrieval.items import Part
 from xmodal_jax.retrieval.pictures import Pictures, draw_answer
@@ -63,7 +65,7 @@ def _fit(index: Index, features: int, collection: Any = None) -> None:
     )
     if not about["trusted"]:
         print(
-            f"this is below {100 * fitting.TRUSTED:.0f} %: searches score every item; more "
+            f"this is below {100 * first_stage.TRUSTED:.0f} %: searches score every item; more "
             "--features make it better"
         )
 
@@ -72,6 +74,8 @@ def index(args: argparse.Namespace) -> None:
     """Makes an index."""
     model = export.load(args.model)
     collection = _collection(args, model)
+    if args.pictures:
+        _check_pictures(args.pictures, collection)
     parts, total = _parts(collection, args.side)
     with _bar(total, "index") as bar:
         made = Index.build(
@@ -87,6 +91,25 @@ def index(args: argparse.Namespace) -> None:
     _report(made)
     if made.kind != "vector" and len(made) >= _WORTH_FITTING:
         _fit(made, args.features, collection)
+
+
+def _check_pictures(directory: str, collection: Any) -> None:
+    """Says how many pictures are missing; UserError if all of them are."""
+    pictures, items = Pictures(directory), collection.image_items()
+    missing = [item for item in items if pictures.path(item) is None]
+    if not missing:
+        return
+    first = missing[0].file or f"file name of {missing[0].id!r}"
+    if len(missing) == len(items):
+        raise UserError(
+            f"--pictures={directory} has the picture of none of the {len(items):,} images, such as "
+            f"{first}; give the directory that has them"
+        )
+    print(
+        f"note: {directory} lacks the pictures of {len(missing):,} of {len(items):,} images, "
+        f"such as {first}",
+        flush=True,
+    )
 
 
 def _report(made: Index) -> None:
@@ -112,6 +135,13 @@ def add(args: argparse.Namespace) -> None:
     with _bar(total, "add") as bar:
         made.add(parts, bar.update)
     _report(made)
+    about = made.store.first_stage
+    if first_stage.has_lapsed(made.kind, about, len(made)):
+        print(
+            f"the first stage was measured among {about['items']:,} items and is not trusted among "
+            f"{len(made):,}: searches score every item; fit it again with "
+            f"python -m xmodal_jax.retrieval fit {args.index}"
+        )
 
 
 def remove(args: argparse.Namespace) -> None:
@@ -134,13 +164,20 @@ def verify(args: argparse.Namespace) -> None:
 
 
 def query(args: argparse.Namespace) -> None:
-    """Prints what fits a sentence, or what is like an item."""
-    if bool(args.text) == bool(args.like):
-        raise UserError("give a sentence, or an item of the index with --like ID")
+    """Prints what fits a sentence or an image, or what is like an item.
+
+    An image is one of a dataset, or a file of arrays: regions [R, F] and boxes [R, 4] in 0..1, and
+    for a model with scene graphs relations [E, 3] and confidences [E].
+    """
+    if sum(map(bool, (args.text, args.like, args.image))) != 1:
+        raise UserError("give a sentence, or an item of the index with --like ID, or --image")
     made = _opened(args)
     engine: Engine = Qdrant.open(args.engine, made) if args.engine else made
     how = {"stage": args.stage, "where": dict(_pair(text) for text in args.where)}
-    asked = made.text_query(args.text) if args.text else engine.item_query(args.like)
+    if args.like:
+        asked = engine.item_query(args.like)
+    else:
+        asked = made.text_query(args.text) if args.text else _image(made, args)
     answer = engine.search(asked, args.k, **how)
     if args.json:
         print(json.dumps(_as_json(engine, answer)))
@@ -150,6 +187,12 @@ def query(args: argparse.Namespace) -> None:
         pictures = Pictures(_pictures(made, args))
         draw_answer(engine, answer, pictures).save(args.picture, format="PNG")
     engine.close()
+
+
+def _image(made: Index, args: argparse.Namespace) -> Query:
+    if args.dataset:
+        return Query("images", _collection(args, made.model).image(args.image))
+    return made.image_query(*read_features(Path(args.image)))
 
 
 def _pictures(made: Index, args: argparse.Namespace) -> str:
@@ -164,7 +207,7 @@ def serve(args: argparse.Namespace) -> None:
     from xmodal_jax.retrieval import serve as page
 
     made = _opened(args)
-    page.run(made, args.host, args.port, pictures=_pictures(made, args))
+    page.run(made, args.host, args.port, pictures=_pictures(made, args), names=args.name)
 
 
 def copy(args: argparse.Namespace) -> None:

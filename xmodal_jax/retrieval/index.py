@@ -22,13 +22,11 @@ from xmodal_jax.export import ExportedModel
 from xmodal_jax.ops.embeddings import Embeddings
 from xmodal_jax.retrieval import row_scores
 from xmodal_jax.retrieval.answers import Answer, Hit, Query
-from xmodal_jax.retrieval.first_stage import FirstStage
+from xmodal_jax.retrieval.first_stage import CANDIDATES, FirstStage, automatic_stage
 from xmodal_jax.retrieval.items import STORES, Item, Part, compress
 from xmodal_jax.retrieval.scan import RowScorer, Scan
 from xmodal_jax.retrieval.store import Store
 
-CANDIDATES = 200  # of the first stage, to be scored by the model
-EXACT_BELOW = 20_000  # items; so few are all scored
 STAGES = ("auto", "exact", "staged")
 
 
@@ -245,6 +243,29 @@ class Index:
         found = self.model.encode_batch("encode_text", batch)
         return Query("captions", found, text, encoded.offsets[0, 1:][: found.mask.shape[1]])
 
+    def image_query(
+        self,
+        regions: np.ndarray,
+        boxes: np.ndarray,
+        relations: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> Query:
+        """An image, encoded.
+
+        Args:
+          regions: [R, F] region features; boxes: [R, 4] in 0..1; see `ExportedModel.encode_image`.
+          relations: for a model with scene graphs, int [E, 3] of subject region, number in
+            `model.predicates`, object region, and confidences [E]; none if not given.
+
+        Raises:
+          UserError: these are not what the model takes.
+        """
+        regions, boxes = np.asarray(regions), np.asarray(boxes)
+        graph = None
+        if relations is not None:
+            triples, confidences = relations
+            graph = np.asarray(triples)[None], np.asarray(confidences)[None]
+        return Query("images", self.model.encode_image(regions[None], boxes[None], relations=graph))
+
     def item_query(self, id: str) -> Query:
         """An item of the index, as it is stored."""
         return Query(self.side, self.stored(np.array([self.row(id)])))
@@ -259,17 +280,22 @@ class Index:
         return self.search(self.text_query(text), k, **how)
 
     def query_image(
-        self, regions: np.ndarray, boxes: np.ndarray, k: int = 10, **how: Any
+        self,
+        regions: np.ndarray,
+        boxes: np.ndarray,
+        k: int = 10,
+        *,
+        relations: tuple[np.ndarray, np.ndarray] | None = None,
+        **how: Any,
     ) -> Answer:
         """The k captions that fit an image best, or in an index of images those most like it.
 
         Args:
-          regions: [R, F] region features; boxes: [R, 4] in 0..1; see `ExportedModel.encode_image`.
+          regions, boxes, relations: see `image_query`.
           k: how many.
           how: see `search`.
         """
-        encoded = self.model.encode_image(regions[None], boxes[None])
-        return self.search(Query("images", encoded), k, **how)
+        return self.search(self.image_query(regions, boxes, relations), k, **how)
 
     def query_item(self, id: str, k: int = 10, **how: Any) -> Answer:
         """The k items most like one of the index."""
@@ -338,13 +364,7 @@ class Index:
             )
         if stage != "auto":
             return stage
-        about = self.store.first_stage
-        # A pair model is a network for each pair; other scores are products.
-        large = len(self) > (CANDIDATES if self.kind == "pair" else EXACT_BELOW)
-        # What was measured on few items says nothing of many.
-        known = len(self) <= 2 * max(about.get("items", 0), EXACT_BELOW // 2)
-        trusted = about.get("trusted", False) and known
-        return "staged" if self._stage and large and trusted else "exact"
+        return automatic_stage(self.kind, self.store.first_stage, len(self))
 
     def _scan(self, name: str) -> Scan:
         if name not in self._scans:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from data_pipeline.image_files import BadImage, open_image
 from xmodal_jax import visualize
 from xmodal_jax.errors import UserError
 from xmodal_jax.retrieval.answers import Answer
@@ -21,6 +22,9 @@ TYPES = {
     ".png": "image/png",
     ".webp": "image/webp",
 }
+
+
+_WIDTH = 480  # pixels of a drawing
 
 
 class Pictures:
@@ -49,6 +53,14 @@ class Pictures:
         shown = path.is_relative_to(self._directory) and path.suffix.lower() in TYPES
         return path if shown and path.is_file() else None
 
+    def picture(self, item: Item, side: int = 0) -> Image.Image | None:
+        """An item's picture, upright; see `open_image`. None where there is none to be read."""
+        path = self.path(item)
+        try:
+            return None if path is None else open_image(path, side).image
+        except BadImage:
+            return None
+
 
 def draw_answer(engine: Engine, answer: Answer, pictures: Pictures, most: int = 5) -> Image.Image:
     """The best hits side by side, with the region of each word.
@@ -60,12 +72,13 @@ def draw_answer(engine: Engine, answer: Answer, pictures: Pictures, most: int = 
         raise UserError("no item was found; there is nothing to draw")
     drawn = []
     for place, hit in enumerate(answer.hits[:most], 1):
-        boxes, path = engine.boxes(hit.row), pictures.path(hit.item)
+        boxes = engine.boxes(hit.row)
         found = visualize.alignment_picture(
-            Image.open(path) if path else None,
+            pictures.picture(hit.item, _WIDTH),
             np.zeros((0, 4)) if boxes is None else boxes,
             [] if boxes is None else matched_words(engine, answer.query, hit.row),
             title=f"{place}. {hit.item.id} {hit.score:.3f} {answer.query.text}",
+            width=_WIDTH,
             size=hit.item.size,
         )
         drawn.append(found)

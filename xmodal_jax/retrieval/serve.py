@@ -27,7 +27,8 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 from data_pipeline.errors import DataError
 from xmodal_jax.errors import UserError
 from xmodal_jax.retrieval.answers import Answer
-from xmodal_jax.retrieval.guard import Guard, error
+from xmodal_jax.retrieval.connections import Connection
+from xmodal_jax.retrieval.guard import Guard, busy, error
 from xmodal_jax.retrieval.index import Index
 from xmodal_jax.retrieval.items import Item
 from xmodal_jax.retrieval.pictures import TYPES, Pictures
@@ -37,6 +38,7 @@ LONGEST, MOST_WORDS, MOST_HITS = 500, 80, 100
 _SHOWN = 24  # hits, if a request does not say how many
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _WAITING = 16  # searches, the one that runs included
+_PATIENCE = 10  # seconds for a request to come, and for a client to take some of its answer
 _WEB = Path(__file__).parent / "web"
 # All files of the page: what is not named here is not served.
 _FILES = {
@@ -102,7 +104,8 @@ class _Answers:
         hits = []
         for hit in answer.hits:
             matches = matched_words(self._index, answer.query, hit.row)
-            words = [[word.start, word.end] for word in matches]
+            # The same for every image that has regions.
+            words = words or [[word.start, word.end] for word in matches]
             boxes = self._index.boxes(hit.row)
             hits.append(
                 self._item(hit.item)
@@ -128,14 +131,19 @@ class _Answers:
 
 
 def make_app(
-    index: Index, *, pictures: str | Path | None = None, hosts: Sequence[str] = LOOPBACK
+    index: Index,
+    *,
+    pictures: str | Path | None = None,
+    hosts: Sequence[str] = LOOPBACK,
+    most: int = Connection.most,
 ) -> FastAPI:
     """The application: the page, its data, pictures, /healthz and /metrics.
 
     Args:
       index: of images.
       pictures: directory of the picture files, if not the one that the index names.
-      hosts: names by which the server may be called; all if there are none.
+      hosts: names by which the server may be called; see `Guard`.
+      most: requests at a time.
 
     Raises:
       UserError: the index holds captions, or its pictures are not there.
@@ -153,7 +161,7 @@ def make_app(
     )
     # The pages that FastAPI makes of an API load their scripts from elsewhere.
     app = FastAPI(title="xmodal_jax", docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(Guard, registry=registry, hosts=hosts)
+    app.add_middleware(Guard, registry=registry, hosts=hosts, most=most)
     app.add_exception_handler(AnyHTTPException, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(DataError, _invalid)
@@ -215,10 +223,9 @@ def _known(index: Index, id: str) -> Item:
 
 async def _refused(request: Request, reason: Exception) -> Response:
     assert isinstance(reason, AnyHTTPException)
-    headers = dict(reason.headers or {})
     if reason.status_code == 503:
-        headers["Retry-After"] = "1"
-    return error(reason.status_code, str(reason.detail), **headers)
+        return busy(str(reason.detail))
+    return error(reason.status_code, str(reason.detail), **(reason.headers or {}))
 
 
 async def _invalid(request: Request, reason: Exception) -> Response:
@@ -229,19 +236,22 @@ async def _invalid(request: Request, reason: Exception) -> Response:
     return error(400, f"{first['loc'][-1]}{given}: {first['msg']}")
 
 
-def make_server(app: FastAPI) -> uvicorn.Server:
-    """What speaks HTTP for the application, with limits of its own on connections and headers."""
+def make_server(app: FastAPI, patience: float = _PATIENCE) -> uvicorn.Server:
+    """What speaks HTTP for the application, with limits of its own on connections and headers.
+
+    patience: seconds; see `Connection`.
+    """
     return uvicorn.Server(
         uvicorn.Config(
             app,
-            http="h11",
+            http=Connection,
             ws="none",
             lifespan="off",
             log_level="warning",
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            limit_concurrency=256,
+            timeout_keep_alive=patience,  # type: ignore[arg-type]  # any number does
             h11_max_incomplete_event_size=16 * 1024,
             timeout_graceful_shutdown=5,
         )
@@ -254,6 +264,7 @@ def run(
     port: int = 8000,
     *,
     pictures: str | Path | None = None,
+    names: Sequence[str] = (),
 ) -> None:
     """Serves an index until Ctrl-C or SIGTERM.
 
@@ -262,12 +273,13 @@ def run(
       host: address to listen at; by another than a loopback one the network sees the images.
       port: 0 takes a free one.
       pictures: see `make_app`.
+      names: more of those by which it may be called, such as a proxy's.
 
     Raises:
       UserError: the port is taken, or see `make_app`.
     """
     local = host in LOOPBACK
-    app = make_app(index, pictures=pictures, hosts=LOOPBACK if local else ())
+    app = make_app(index, pictures=pictures, hosts=(*_names(host), *names))
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listening = socket.create_server((host, port), family=family)
@@ -283,6 +295,15 @@ def run(
         print(f"note: whoever reaches port {port} of this machine sees them, too", flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         make_server(app).run(sockets=[listening])
+
+
+def _names(host: str) -> tuple[str, ...]:
+    """By which a server is called that listens there."""
+    if host in LOOPBACK:
+        return LOOPBACK
+    # Of the machine's own ones nobody else decides where they lead.
+    machine = socket.gethostname()
+    return (*LOOPBACK, host, machine, f"{machine}.local")
 
 
 def _compile(index: Index) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 from xmodal_jax.errors import UserError
 
 FIRST, REGIONS = "first", "regions"
+_NO_KEY = (401, 403)  # of HTTP
 _INSTALL = 'pip install "xmodal_jax[qdrant]"'
 
 
@@ -174,6 +175,31 @@ class EdgeBackend:
         self._shard.close()
 
 
+class _Server:
+    """A client of a server, what goes wrong with which is a UserError."""
+
+    def __init__(self, client: Any, address: str) -> None:
+        self._client, self._address = client, address
+
+    def __getattr__(self, name: str) -> Any:
+        from qdrant_client.common.client_exceptions import QdrantException
+        from qdrant_client.http.exceptions import ApiException, UnexpectedResponse
+
+        method = getattr(self._client, name)
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            try:
+                return method(*arguments, **named)
+            except (ApiException, QdrantException, ValueError) as error:  # the last of no JSON
+                refused = isinstance(error, UnexpectedResponse) and error.status_code in _NO_KEY
+                what = "refuses the key in QDRANT_API_KEY" if refused else "does not answer"
+                # The response itself may be a page.
+                reason = str(error).split("\n")[0] or type(error).__name__
+                raise UserError(f"the Qdrant server {self._address} {what}: {reason}") from None
+
+        return call
+
+
 class ClientBackend:
     """A collection of a server or cluster, or of qdrant-client's local mode."""
 
@@ -195,7 +221,6 @@ class ClientBackend:
         """url: http://HOST:PORT/COLLECTION; a key is taken from QDRANT_API_KEY."""
         try:
             from qdrant_client import QdrantClient
-            from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
         except ImportError:
             raise UserError(f"a Qdrant server needs its library: {_INSTALL}") from None
         parts = urlsplit(url)
@@ -210,11 +235,7 @@ class ClientBackend:
             timeout=60,
             check_compatibility=False,
         )
-        try:
-            return cls(client, collection, sizes)
-        except (ResponseHandlingException, UnexpectedResponse) as error:
-            reason = str(error).split("\n")[0]
-            raise UserError(f"the Qdrant server {server} does not answer: {reason}") from None
+        return cls(_Server(client, server), collection, sizes)
 
     def _config(self, sizes: Mapping[str, int]) -> Any:
         m = self._m

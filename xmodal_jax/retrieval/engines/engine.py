@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from xmodal_jax.retrieval.answers import Answer, Query
-from xmodal_jax.retrieval.index import CANDIDATES
+from xmodal_jax.retrieval.first_stage import CANDIDATES
 from xmodal_jax.retrieval.items import Part
 
 

@@ -43,7 +43,8 @@ from xmodal_jax.retrieval.engines.points import (
     valid_vectors,
     vector_sizes,
 )
-from xmodal_jax.retrieval.index import CANDIDATES, Index
+from xmodal_jax.retrieval.first_stage import CANDIDATES, is_trusted
+from xmodal_jax.retrieval.index import Index
 from xmodal_jax.retrieval.items import Part, compress
 
 EDGE = "qdrant-edge:"
@@ -65,6 +66,7 @@ class Qdrant:
           UserError: the items were encoded by another model or first stage.
         """
         self._backend, self._index = backend, index
+        self._count: int | None = None  # not asked for with every search; as far as this one knows
         self._made_with = fingerprint_of(index)
         found = backend.some()
         if found and found.payload.get("made_with") != self._made_with:
@@ -93,7 +95,9 @@ class Qdrant:
         raise UserError(f"{target!r} is no engine; use {EDGE}DIRECTORY or http://HOST:PORT/NAME")
 
     def __len__(self) -> int:
-        return self._backend.count()
+        if self._count is None:
+            self._count = self._backend.count()
+        return self._count
 
     def close(self) -> None:
         """Ends the connection, or frees the directory for others."""
@@ -117,6 +121,7 @@ class Qdrant:
             points = self._points(part)
             largest = max((sum(v.size for v in p.vectors.values()) for p in points), default=1)
             size = max(1, _NUMBERS // largest)
+            self._count = None
             for start in range(0, len(points), size):
                 self._backend.upsert(points[start : start + size])
             added += len(points)
@@ -150,6 +155,7 @@ class Qdrant:
         if missing := set(ids) - self.present(ids):
             raise UserError(f"Qdrant has no item {min(missing)!r}")
         if ids:
+            self._count = None
             self._backend.delete([number_of(id) for id in ids])
 
     def search(
@@ -163,7 +169,8 @@ class Qdrant:
     ) -> Answer:
         """The k best items; see `Index.search`.
 
-        Stage auto is exact where the index has no first stage that it trusts.
+        Stage auto is exact, where it can be, unless the index trusts its first stage among as many
+        items as Qdrant holds.
 
         Raises:
           UserError: k, stage or the side of the query do not fit, or Qdrant has not this score.
@@ -219,8 +226,7 @@ class Qdrant:
                 "make one with python -m xmodal_jax.retrieval fit, and copy it again"
             )
         if stage == "auto":
-            trusted = index.store.first_stage.get("trusted", False)
-            return able[-1] if trusted else able[0]
+            return able[-1] if is_trusted(index.store.first_stage, len(self)) else able[0]
         if stage not in able:
             raise UserError(
                 f"stage={stage!r} is not possible in Qdrant for a model of kind {index.kind} with "
