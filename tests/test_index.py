@@ -13,7 +13,7 @@ from xmodal_jax.errors import UserError
 from xmodal_jax.export import ExportedModel
 from xmodal_jax.models.batch import encoder_spec
 from xmodal_jax.ops.embeddings import Embeddings
-from xmodal_jax.retrieval import scan
+from xmodal_jax.retrieval import first_stage, fitting, scan
 from xmodal_jax.retrieval.answers import Query
 from xmodal_jax.retrieval.fitting import fit_first_stage
 from xmodal_jax.retrieval.index import Index
@@ -192,6 +192,25 @@ def test_it_grows_and_shrinks(teran, tmp_path):
     again = dataclasses.replace(parts[2], items=[Item("i20")] + [Item(f"n{n}") for n in range(9)])
     index.add([again])
     assert len(index) == 38 and index.row("i20") == 30
+
+
+def test_a_search_takes_the_first_stage_while_it_is_trusted(teran, tmp_path, monkeypatch):
+    index = Index.build(tmp_path / "i", teran, [images(teran, 10)])
+    stage = lambda: index.query_text(SENTENCE, 3).stage
+    fit_first_stage(index, features=16, queries=3)
+    assert stage() == "exact"  # So few are all scored.
+    monkeypatch.setattr(first_stage, "EXACT_BELOW", 5)
+    assert stage() == "staged"
+    index.add([images(teran, 10, 10)])
+    assert stage() == Index.open(tmp_path / "i", teran).query_text(SENTENCE, 3).stage == "staged"
+    index.add([images(teran, 1, 20)])  # Twice as many, and one more.
+    assert stage() == "exact"
+    index.remove(["i7"])
+    assert stage() == "staged"
+    monkeypatch.setattr(fitting, "measure_recall", lambda index, queries: 0.949)
+    assert not fit_first_stage(index, features=16, queries=3)["trusted"]
+    assert stage() == "exact"
+    assert index.query_text(SENTENCE, 3, stage="staged").stage == "staged"
 
 
 def test_mistakes_leave_what_was_there(teran, tmp_path):

@@ -6,7 +6,13 @@ import pytest
 
 from xmodal_jax.ops.embeddings import Embeddings
 from xmodal_jax.retrieval import lemur
-from xmodal_jax.retrieval.first_stage import FirstStage, sample_words
+from xmodal_jax.retrieval.first_stage import (
+    FirstStage,
+    automatic_stage,
+    has_lapsed,
+    is_trusted,
+    sample_words,
+)
 
 WIDTH, CONCEPTS = 16, 40
 
@@ -122,3 +128,30 @@ def test_a_sample_has_all_words_where_they_are_few(world):
     known = {tuple(row) for row in every.tolist()}
     assert all(tuple(row) in known for row in some.tolist())
     assert len(sample_words([])) == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "trusted", "measured", "count", "stage", "lapsed"),
+    [
+        ("tokens", True, 30_000, 20_000, "exact", False),  # few
+        ("tokens", True, 30_000, 20_001, "staged", False),
+        ("tokens", False, 30_000, 30_000, "exact", False),  # of low recall
+        ("tokens", True, 30_000, 60_000, "staged", False),
+        ("tokens", True, 30_000, 60_001, "exact", True),
+        ("tokens", True, 1000, 20_000, "exact", False),
+        ("tokens", True, 1000, 20_001, "exact", True),
+        ("pair", True, 150, 200, "exact", False),
+        ("pair", True, 150, 201, "staged", False),
+        ("pair", True, 150, 301, "exact", True),
+        ("pair", False, 150, 250, "exact", False),
+    ],
+)
+def test_the_stage_is_chosen_by_size_and_trust(kind, trusted, measured, count, stage, lapsed):
+    about = {"name": "x", "trusted": trusted, "items": measured}
+    assert automatic_stage(kind, about, count) == stage
+    assert has_lapsed(kind, about, count) == lapsed
+    assert is_trusted(about, count) == (trusted and count <= 2 * measured)
+    # Without a first stage, and with one that is not measured yet.
+    for nothing in ({}, {"name": "x", "trusted": False}):
+        assert automatic_stage(kind, nothing, count) == "exact"
+        assert not has_lapsed(kind, nothing, count)

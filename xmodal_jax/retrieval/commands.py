@@ -13,7 +13,7 @@ from tqdm import tqdm
 from xmodal_jax import export
 from xmodal_jax.errors import UserError
 from xmodal_jax.ops.embeddings import Embeddings
-from xmodal_jax.retrieval import fitting
+from xmodal_jax.retrieval import first_stage, fitting
 from xmodal_jax.retrieval.answers import Answer
 from xmodal_jax.retrieval.engines import copying
 from xmodal_jax.retrieval.engines.engine import Engine
@@ -63,7 +63,7 @@ def _fit(index: Index, features: int, collection: Any = None) -> None:
     )
     if not about["trusted"]:
         print(
-            f"this is below {100 * fitting.TRUSTED:.0f} %: searches score every item; more "
+            f"this is below {100 * first_stage.TRUSTED:.0f} %: searches score every item; more "
             "--features make it better"
         )
 
@@ -112,6 +112,13 @@ def add(args: argparse.Namespace) -> None:
     with _bar(total, "add") as bar:
         made.add(parts, bar.update)
     _report(made)
+    about = made.store.first_stage
+    if first_stage.has_lapsed(made.kind, about, len(made)):
+        print(
+            f"the first stage was measured among {about['items']:,} items and is not trusted among "
+            f"{len(made):,}: searches score every item; fit it again with "
+            f"python -m xmodal_jax.retrieval fit {args.index}"
+        )
 
 
 def remove(args: argparse.Namespace) -> None:

@@ -5,8 +5,8 @@ those are not trained, and LEMUR finds vectors whose products are nearly the ali
 """
 
 import dataclasses
-from collections.abc import Iterable
-from typing import Protocol
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -14,6 +14,34 @@ from xmodal_jax.ops.embeddings import Embeddings
 from xmodal_jax.retrieval import lemur
 from xmodal_jax.retrieval.items import compress
 from xmodal_jax.retrieval.shards import ArrayFiles
+
+CANDIDATES = 200  # that it names, to be scored by the model
+EXACT_BELOW = 20_000  # items; so few are all scored
+TRUSTED = 0.95  # of the ten best: with a lower recall a search is exact
+_GROWTH = 2  # times the items that the recall was measured among: of more it says nothing
+
+
+def is_trusted(about: Mapping[str, Any], count: int) -> bool:
+    """Whether a first stage finds enough of so many items.
+
+    Args:
+      about: what `fitting.fit_first_stage` said of it; empty where there is none.
+      count: of the items that are searched.
+    """
+    return bool(about.get("trusted")) and count <= _GROWTH * about.get("items", 0)
+
+
+def automatic_stage(kind: str, about: Mapping[str, Any], count: int) -> str:
+    """ "exact" or "staged" for a search of so many items by a model of this kind."""
+    # A pair model is a network for each pair; other scores are products.
+    large = count > (CANDIDATES if kind == "pair" else EXACT_BELOW)
+    return "staged" if large and is_trusted(about, count) else "exact"
+
+
+def has_lapsed(kind: str, about: Mapping[str, Any], count: int) -> bool:
+    """Whether searches are exact only because there are many more items than at the measurement."""
+    measured_again = dict(about) | {"items": count}
+    return automatic_stage(kind, measured_again, count) != automatic_stage(kind, about, count)
 
 
 class Codes(Protocol):

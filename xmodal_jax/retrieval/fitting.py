@@ -9,13 +9,12 @@ import numpy as np
 from xmodal_jax.errors import UserError
 from xmodal_jax.ops.embeddings import Embeddings
 from xmodal_jax.retrieval.answers import Query
-from xmodal_jax.retrieval.first_stage import FirstStage, sample_words
+from xmodal_jax.retrieval.first_stage import TRUSTED, FirstStage, sample_words
 from xmodal_jax.retrieval.index import Index
 from xmodal_jax.retrieval.lemur import FEATURES, WORDS
 from xmodal_jax.retrieval.row_scores import averages_words
 
 ASKED = 4000  # queries are enough: the first stage is fitted on half of them
-TRUSTED = 0.95  # of the ten best: with a lower recall a search is exact
 _DEPTH = 10
 _QUERIES = 200
 _ROWS = 1024  # read at once

@@ -22,13 +22,11 @@ from xmodal_jax.export import ExportedModel
 from xmodal_jax.ops.embeddings import Embeddings
 from xmodal_jax.retrieval import row_scores
 from xmodal_jax.retrieval.answers import Answer, Hit, Query
-from xmodal_jax.retrieval.first_stage import FirstStage
+from xmodal_jax.retrieval.first_stage import CANDIDATES, FirstStage, automatic_stage
 from xmodal_jax.retrieval.items import STORES, Item, Part, compress
 from xmodal_jax.retrieval.scan import RowScorer, Scan
 from xmodal_jax.retrieval.store import Store
 
-CANDIDATES = 200  # of the first stage, to be scored by the model
-EXACT_BELOW = 20_000  # items; so few are all scored
 STAGES = ("auto", "exact", "staged")
 
 
@@ -338,13 +336,7 @@ class Index:
             )
         if stage != "auto":
             return stage
-        about = self.store.first_stage
-        # A pair model is a network for each pair; other scores are products.
-        large = len(self) > (CANDIDATES if self.kind == "pair" else EXACT_BELOW)
-        # What was measured on few items says nothing of many.
-        known = len(self) <= 2 * max(about.get("items", 0), EXACT_BELOW // 2)
-        trusted = about.get("trusted", False) and known
-        return "staged" if self._stage and large and trusted else "exact"
+        return automatic_stage(self.kind, self.store.first_stage, len(self))
 
     def _scan(self, name: str) -> Scan:
         if name not in self._scans:
