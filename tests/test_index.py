@@ -188,10 +188,19 @@ def test_it_grows_and_shrinks(teran, tmp_path):
     answer = index.query_text(SENTENCE, 5, where={"third": "1"})
     check(answer, narrowed, 5)
     assert index.query_text(SENTENCE, where={"third": "7"}).hits == []
+    # Merged, it finds the same, and who has it open goes on.
+    reader, kept = Index.open(tmp_path / "i", teran), np.flatnonzero(np.isfinite(expected))
+    assert index.compact() > 0
+    for opened in (index, Index.open(tmp_path / "i", teran, verify=True)):
+        assert len(list(opened.store.shard_rows())) == 1
+        for stage in ("exact", "staged"):
+            check(opened.query_text(SENTENCE, stage=stage), expected[kept])
+    check(reader.query_text(SENTENCE, stage="staged"), expected)
+    assert reader.boxes(int(kept[8])).tolist() == index.boxes(8).tolist()
     # An id that was removed may come again.
     again = dataclasses.replace(parts[2], items=[Item("i20")] + [Item(f"n{n}") for n in range(9)])
     index.add([again])
-    assert len(index) == 38 and index.row("i20") == 30
+    assert len(index) == 38 and index.row("i20") == 28
 
 
 def test_a_search_takes_the_first_stage_while_it_is_trusted(teran, tmp_path, monkeypatch):

@@ -35,7 +35,7 @@ def filled(path):
     append(store, 0, 4)
     with store.writing():
         store.put_first_stage({"name": "x"}, {"centre": np.ones(2)}, [{"codes": np.ones((4, 1))}])
-        store.remove(np.array([2]))
+        store.remove(["i2"])
     append(store, 4, 3, width=5)
     return store
 

@@ -21,6 +21,7 @@ from xmodal_jax.retrieval.engines.qdrant import Qdrant
 from xmodal_jax.retrieval.index import Index
 from xmodal_jax.retrieval.items import Part
 from xmodal_jax.retrieval.pictures import Pictures, draw_answer
+from xmodal_jax.retrieval.store import Store
 from xmodal_jax.retrieval.words import matched_words
 
 _WORTH_FITTING = 1000  # items
@@ -84,16 +85,16 @@ def index(args: argparse.Namespace) -> None:
             pictures=args.pictures or "",
             on_stored=bar.update,
         )
-    _report(made)
+    _report(made.store)
     if made.kind != "vector" and len(made) >= _WORTH_FITTING:
         _fit(made, args.features, collection)
 
 
-def _report(made: Index) -> None:
-    each = made.store.bytes / max(len(made), 1)
+def _report(store: Store) -> None:
+    count = int(store.table().live.sum())
     print(
-        f"{made.store.directory}: {len(made):,} {made.side}, {made.store.bytes / 2**20:,.1f} MiB "
-        f"({each:,.0f} bytes each), model of kind {made.kind}"
+        f"{store.directory}: {count:,} {store.about['side']}, {store.bytes / 2**20:,.1f} MiB "
+        f"({store.bytes / max(count, 1):,.0f} bytes each), model of kind {store.about['kind']}"
     )
 
 
@@ -111,7 +112,7 @@ def add(args: argparse.Namespace) -> None:
     parts, total = _parts(_collection(args, made.model), made.side)
     with _bar(total, "add") as bar:
         made.add(parts, bar.update)
-    _report(made)
+    _report(made.store)
     about = made.store.first_stage
     if first_stage.has_lapsed(made.kind, about, len(made)):
         print(
@@ -122,10 +123,25 @@ def add(args: argparse.Namespace) -> None:
 
 
 def remove(args: argparse.Namespace) -> None:
-    """Removes items."""
-    made = _opened(args)
-    made.remove(args.ids)
-    _report(made)
+    """Removes items; their bytes are freed by compact."""
+    store = Store.open(args.index)
+    with store.writing():
+        store.remove(args.ids)
+    _report(store)
+
+
+def compact(args: argparse.Namespace) -> None:
+    """Merges the files of many parts into few, and frees what was removed or replaced.
+
+    The order of items and all answers stay. Searches that have the index open go on with it as it
+    was, and what they use is freed when they end. A compaction that is killed leaves the index
+    whole; the next one deletes what it left.
+    """
+    store = Store.open(args.index)
+    with store.writing():
+        freed = store.compact()
+    _report(store)
+    print(f"{freed / 2**20:,.1f} MiB freed")
 
 
 def fit(args: argparse.Namespace) -> None:
@@ -136,7 +152,7 @@ def fit(args: argparse.Namespace) -> None:
 
 def verify(args: argparse.Namespace) -> None:
     """Compares all checksums."""
-    _report(Index.open(args.index, _model(args), verify=True))
+    _report(Store.open(args.index, verify=True))
     print("every file is as it was written")
 
 

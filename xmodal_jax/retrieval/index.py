@@ -58,10 +58,9 @@ class Index:
         self._table = self.store.table()
         self._scans: dict[str, Scan] = {}
         self._stage = None
-        if about := self.store.first_stage:
-            files = self.store.first_stage_files()
-            mean = row_scores.averages_words(self.model.model)
-            self._stage = FirstStage.load(about["name"], self.side, files, mean)
+        if files := self._table.first_stage:
+            name, mean = self.store.first_stage["name"], row_scores.averages_words(self.model.model)
+            self._stage = FirstStage.load(name, self.side, files, mean)
 
     @classmethod
     def build(
@@ -171,9 +170,7 @@ class Index:
 
     def row(self, id: str) -> int:
         """The row of an id; UserError where there is none."""
-        if id not in self._table.row_of:
-            raise UserError(f"the index {self.store.directory} has no item {id!r}")
-        return self._table.row_of[id]
+        return self._table.row(id)
 
     def item(self, id: str) -> Item:
         """The item of an id; UserError where there is none."""
@@ -225,12 +222,21 @@ class Index:
     def remove(self, ids: Iterable[str]) -> None:
         """Removes items; UserError if one of them is not there, and then none is removed."""
         with self.store.writing():
-            self.reload()
-            rows = np.array([self.row(id) for id in dict.fromkeys(ids)], np.int64)
-            gone = np.flatnonzero(~self._table.live)
-            if len(rows):
-                self.store.remove(np.sort(np.concatenate([gone, rows])))
+            self.store.remove(ids)
         self.reload()
+
+    def compact(self) -> int:
+        """Merges the files of many parts, without what was removed; returns how many bytes less.
+
+        Rows get other numbers. Other processes that have the index open go on with it as it was.
+
+        Raises:
+          UserError: there is no room for the merged files, which are written first.
+        """
+        with self.store.writing():
+            freed = self.store.compact()
+        self.reload()
+        return freed
 
     # Asking
 

@@ -5,10 +5,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from xmodal_jax.errors import UserError
 from xmodal_jax.retrieval.items import Item
-from xmodal_jax.retrieval.shards import ArrayFiles, Shard
-
-Arrays = dict[str, np.ndarray]
+from xmodal_jax.retrieval.shards import ArrayFiles, Arrays, Shard
 
 
 class Table:
@@ -16,13 +15,18 @@ class Table:
 
     Attributes:
       live: bool [N], False where an item was removed.
+      first_stage: arrays of what made the codes, if there are any.
     """
 
     def __init__(
-        self, shards: Sequence[Shard], codes: Sequence[ArrayFiles], removed: np.ndarray
+        self,
+        shards: Sequence[Shard],
+        codes: Sequence[ArrayFiles],
+        removed: np.ndarray,
+        first_stage: ArrayFiles | None,
     ) -> None:
         """codes: beside each shard, what the first stage keeps of it; removed: rows."""
-        self._shards, self._codes = shards, codes
+        self._shards, self._codes, self.first_stage = shards, codes, first_stage
         self._starts = np.cumsum([0, *(shard.count for shard in shards)])
         self.live = np.ones(self._starts[-1], bool)
         self.live[removed] = False
@@ -39,6 +43,12 @@ class Table:
     def row_of(self) -> dict[str, int]:
         """The row of each id that was not removed."""
         return {item.id: row for row, item in enumerate(self.items) if self.live[row]}
+
+    def row(self, id: str) -> int:
+        """The row of an id; UserError where there is none."""
+        if id not in self.row_of:
+            raise UserError(f"the index has no item {id!r}")
+        return self.row_of[id]
 
     def chosen(self, where: Mapping[str, str]) -> np.ndarray:
         """bool [N], the live rows whose fields have these values."""
