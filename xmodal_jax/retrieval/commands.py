@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import importlib.util
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Any
 
 import jax
@@ -41,10 +41,14 @@ def _bar(total: int, what: str) -> tqdm:
     return tqdm(total=total, desc=what, unit=" items", disable=None)
 
 
-def _parts(collection: Any, side: str) -> tuple[Iterator[Part], int]:
-    if side == "images":
-        return collection.images(), len(collection)
-    return collection.captions(), collection.num_captions
+def _parts(
+    collection: Any, side: str, without: Set[str] = frozenset()
+) -> tuple[Iterator[Part], int]:
+    """The items but those of these ids, and how many they are."""
+    images = side == "images"
+    items = collection.image_items() if images else collection.caption_items()
+    parts = collection.images(without) if images else collection.captions(without)
+    return parts, sum(item.id not in without for item in items)
 
 
 def _asked(index: Index, collection: Any) -> Embeddings:
@@ -107,11 +111,20 @@ def _opened(args: argparse.Namespace) -> Index:
 
 
 def add(args: argparse.Namespace) -> None:
-    """Adds a split to an index."""
+    """Adds a split to an index.
+
+    Ids that are in the index are left out, so that a command that was stopped goes on when it is
+    given again. Whether the image is another one by now is not looked at: remove the ids first to
+    replace them.
+    """
     made = _opened(args)
-    parts, total = _parts(_collection(args, made.model), made.side)
+    collection = _collection(args, made.model)
+    before = len(made)
+    _, given = _parts(collection, made.side)
+    parts, total = _parts(collection, made.side, {item.id for item in made.items()})
     with _bar(total, "add") as bar:
         made.add(parts, bar.update)
+    print(f"{len(made) - before:,} {made.side} added, {given - total:,} left out: they are there")
     _report(made.store)
     about = made.store.first_stage
     if first_stage.has_lapsed(made.kind, about, len(made)):
