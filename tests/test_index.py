@@ -259,6 +259,50 @@ def test_mistakes_leave_what_was_there(teran, tmp_path):
     assert not (tmp_path / "j").exists()
 
 
+def changed(part, **arrays):
+    """A part with other embeddings, or boxes."""
+    boxes = arrays.pop("boxes", part.boxes)
+    return dataclasses.replace(part, embeddings=part.embeddings.replace(**arrays), boxes=boxes)
+
+
+def test_a_part_that_would_break_searches_is_refused(teran, tmp_path):
+    index = Index.build(tmp_path / "i", teran, [images(teran, 4)], store="float16")
+    part = images(teran, 3, 4)
+    tokens, mask, pooled = (np.array(x) for x in jax.tree.leaves(part.embeddings))
+    boxes, large = np.array(part.boxes), tokens.copy()
+    boxes[2, 1, 3] = np.nan
+    large[1, 0, 2] = -65_600
+    shapes = r"the part of 'i4' has 3 items with tokens \[3, 5, 8\], .*; give \[n, R, D\]"
+    for wrong, message in (
+        (changed(part, tokens=tokens[..., 1:]), r"'i4' have dimensions {'tokens': \d+} and those"),
+        (changed(part, tokens=large), "of 'i5' reach 65,600 and float16 ends at 65,504; make"),
+        (changed(part, boxes=boxes), "a box of 'i6' is not finite; give x1, y1, x2, y2 in 0..1"),
+        (changed(part, boxes=part.boxes * 1e6), "a box of 'i4' is not finite"),
+        (changed(part, boxes=part.boxes[:2]), shapes),
+        (changed(part, boxes=part.boxes[:, :2]), shapes),
+        (changed(part, mask=mask[:, :2]), shapes),
+        (changed(part, pooled=pooled[:1]), shapes),
+        (dataclasses.replace(part, items=part.items[:2]), "'i4' has 2 items with tokens"),
+        (changed(part, tokens=tokens[0]), "'i4' has 3 items with tokens"),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            index.add([wrong])
+        assert "\n" not in str(caught.value)
+    # Of the part that comes first in an index the others have to be, too.
+    empty = Index.build(tmp_path / "e", teran, [])
+    with pytest.raises(UserError, match="have dimensions"):
+        empty.add([part, changed(images(teran, 1), tokens=tokens[:1, :, 1:])])
+    assert len(index) == 4 and len(empty) == 3
+    # Nothing of it is there, and a part without items is none.
+    nothing = jax.tree.map(lambda x: x[:0], part.embeddings)
+    assert index.add([Part([], nothing), part]) == 3
+    assert len(Index.open(tmp_path / "i", teran, verify=True).query_text(SENTENCE).hits) == 7
+    # In int8 large ones are kept.
+    index = Index.build(tmp_path / "j", teran, [changed(part, tokens=large)])
+    kept = index.stored(np.array([1])).tokens[0, 0, 2]
+    np.testing.assert_allclose(kept, -65_600, rtol=1e-6)
+
+
 def test_a_build_that_fails_or_is_killed_is_no_index(teran, tmp_path):
     def parts():
         yield images(teran, 4)

@@ -23,9 +23,10 @@ from xmodal_jax.ops.embeddings import Embeddings
 from xmodal_jax.retrieval import row_scores
 from xmodal_jax.retrieval.answers import Answer, Hit, Query
 from xmodal_jax.retrieval.first_stage import CANDIDATES, FirstStage, automatic_stage
-from xmodal_jax.retrieval.items import STORES, Item, Part, compress
+from xmodal_jax.retrieval.items import LARGEST_FLOAT16, STORES, Item, Part, compress
 from xmodal_jax.retrieval.scan import RowScorer, Scan
 from xmodal_jax.retrieval.store import Store
+from xmodal_jax.retrieval.table import VECTORS
 
 STAGES = ("auto", "exact", "staged")
 
@@ -186,17 +187,27 @@ class Index:
           on_stored: called with the number of items of a part when they are.
 
         Raises:
-          UserError: an id is there already, or embeddings are not finite; the parts before stay.
+          UserError: an id is there already, or a part can't be stored; the parts before stay.
         """
         added = 0
         try:
             with self.store.writing():
                 self.reload()
-                ids = set(self._table.row_of)
+                ids, dimensions = set(self._table.row_of), self._table.dimensions
                 for part in parts:
                     part.check(ids)
+                    if not part.items:
+                        continue
+                    arrays = self._arrays(part)
+                    found = {name: arrays[name].shape[-1] for name in VECTORS if name in arrays}
+                    dimensions = dimensions or found
+                    if found != dimensions:
+                        raise UserError(
+                            f"the vectors of {part.items[0].id!r} have dimensions {found} and "
+                            f"those of the index {dimensions}; encode it with the index's model"
+                        )
                     codes = self._stage.item_codes(part.embeddings) if self._stage else {}
-                    self.store.append(part.items, self._arrays(part), codes)
+                    self.store.append(part.items, arrays, codes)
                     ids.update(item.id for item in part.items)
                     added += len(part.items)
                     on_stored(len(part.items))
@@ -209,12 +220,20 @@ class Index:
         """What is stored of a part."""
         out, store = {}, self.store.about["store"]
         mask = np.asarray(part.embeddings.mask, bool)
+        vectors: dict[str, np.ndarray] = {}
         if self.kind != "vector":
-            tokens = np.where(mask[..., None], np.asarray(part.embeddings.tokens), 0)
-            out["tokens"], out["tokens_scale"] = compress(tokens, store)
+            tokens = np.asarray(part.embeddings.tokens)
+            vectors["tokens"] = np.where(mask[..., None], tokens, 0)
             out["mask"] = mask
         if self.kind != "tokens":
-            out["pooled"], out["pooled_scale"] = compress(np.asarray(part.embeddings.pooled), store)
+            vectors["pooled"] = np.asarray(part.embeddings.pooled)
+        for name, values in vectors.items():
+            out[name], out[name + "_scale"] = compress(values, store)
+            for row in np.flatnonzero(~np.isfinite(out[name]).reshape(len(mask), -1).all(1)):
+                raise UserError(
+                    f"the vectors of {part.items[row].id!r} reach {np.abs(values[row]).max():,.0f} "
+                    f"and float16 ends at {LARGEST_FLOAT16:,.0f}; make an index with store=int8"
+                )
         if part.boxes is not None:
             out["boxes"] = np.asarray(part.boxes, np.float16)
         return out

@@ -9,6 +9,8 @@ from xmodal_jax.errors import UserError
 from xmodal_jax.retrieval.items import Item
 from xmodal_jax.retrieval.shards import ArrayFiles, Arrays, Shard
 
+VECTORS = ("tokens", "pooled")  # arrays of which all rows have vectors of one dimension
+
 
 class Table:
     """Rows of all shards, numbered through; removed ones keep their numbers.
@@ -64,6 +66,12 @@ class Table:
         return max(
             (s[name].shape[1] for s in self._shards for name in names if name in s), default=0
         )
+
+    @functools.cached_property
+    def dimensions(self) -> dict[str, int]:
+        """Of the vectors, by the names of their arrays; empty without a shard."""
+        first = self._shards[:1]
+        return {name: s[name].shape[-1] for s in first for name in VECTORS if name in s}
 
     def has(self, name: str, rows: np.ndarray) -> bool:
         """Whether all of these rows were stored with this array."""
