@@ -117,7 +117,8 @@ def test_rows_that_are_scored_in_groups_are_those_at_once(base, monkeypatch, row
     scores = loop_scores([part(NAMES)], query(1))
     for k in (10, 1000):
         assert_best(grouped.search(query(1), k, stage="exact"), scores, k)
-    assert grouped._scans["model"]._group(numbers, 32, grouped._mesh) == rows
+    blocks = list(grouped._blocks.values())
+    assert [(b.group, b.size) for b in blocks] == [(rows, 8 * 32)]
 
 
 def test_all_candidates_are_an_exact_search(engine):

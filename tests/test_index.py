@@ -18,6 +18,7 @@ from xmodal_jax.retrieval.answers import Query
 from xmodal_jax.retrieval.fitting import fit_first_stage
 from xmodal_jax.retrieval.index import Index
 from xmodal_jax.retrieval.items import Item, Part
+from xmodal_jax.retrieval.table import Table
 from xmodal_jax.retrieval.words import matched_words
 
 VOCABULARY = [f"word{n}" for n in range(26)]
@@ -333,6 +334,31 @@ def test_the_likes_of_an_image(teran, tmp_path):
     )
     check(index.query_item("i5"), expected)
     assert index.query_item("i5").hits[0].item.id == "i5"
+
+
+def test_both_scores_share_what_they_read_and_programs_outlive_additions(
+    teran, tmp_path, monkeypatch
+):
+    read = []
+    take = Table.take
+    monkeypatch.setattr(
+        Table, "take", lambda self, rows, names: read.append(len(rows)) or take(self, rows, names)
+    )
+    index = Index.build(tmp_path / "i", teran, [images(teran, 33)])
+    traced = []
+    for name, scan_ in index._scans.items():
+        score = scan_.scores
+        counted = lambda block, query, s=score, n=name: traced.append(n) or s(block, query)
+        index._scans[name] = scan.Scan(counted, index._mesh)
+    read.clear()
+    index.query_text(SENTENCE)
+    assert read == [1, 64] and traced == ["model"]  # a row for its size, and one block
+    index.search(Query("images", index.item_query("i3").embeddings))
+    assert read == [1, 64, 1] and traced == ["model", "likeness"]  # and the item that is asked
+    # Up to 64 rows the block is as large.
+    index.add([images(teran, 4, 33)])
+    index.query_text(SENTENCE)
+    assert read[3:] == [1, 64] and len(traced) == 2
 
 
 def test_words_and_the_regions_that_answer_them(teran, tmp_path):

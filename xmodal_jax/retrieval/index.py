@@ -8,7 +8,7 @@ answer = index.query_text("a red circle left of a blue square", k=10)
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from xmodal_jax.retrieval import row_scores
 from xmodal_jax.retrieval.answers import Answer, Hit, Query
 from xmodal_jax.retrieval.first_stage import CANDIDATES, FirstStage, automatic_stage
 from xmodal_jax.retrieval.items import LARGEST_FLOAT16, STORES, Item, Part, compress
-from xmodal_jax.retrieval.scan import RowScorer, Scan
+from xmodal_jax.retrieval.scan import Blocks, Scan
 from xmodal_jax.retrieval.store import Store
 from xmodal_jax.retrieval.table import VECTORS
 
@@ -46,18 +46,18 @@ class Index:
         self._params = jax.device_put(
             model.params, jax.sharding.NamedSharding(self._mesh, jax.sharding.PartitionSpec())
         )
-        scores = row_scores.model_scores(model.model, self.side)
-        self._scorers: dict[str, RowScorer] = {
-            "model": scores,
+        scorers = {
+            "model": row_scores.model_scores(model.model, self.side),
             "likeness": row_scores.likeness(self.kind),
+            "codes": row_scores.code_scores,
         }
-        self._compiled = {name: jax.jit(score) for name, score in self._scorers.items()}
+        self._scans = {name: Scan(score, self._mesh) for name, score in scorers.items()}
         self.reload()
 
     def reload(self) -> None:
         """Reads what the store holds now."""
         self._table = self.store.table()
-        self._scans: dict[str, Scan] = {}
+        self._blocks: dict[Sequence[str], Blocks] = {}
         self._stage = None
         if files := self._table.first_stage:
             name, mean = self.store.first_stage["name"], row_scores.averages_words(self.model.model)
@@ -325,11 +325,11 @@ class Index:
         chosen = self._table.chosen(where or {})
         if stage == "exact":
             scorer, asked = self._asked(query)
-            rows, scores = self._scan(scorer).top(asked, k, chosen)
+            rows, scores = self._top(scorer, asked, k, chosen)
         else:
             assert self._stage is not None
             code = self._stage.query_code(query.embeddings, query.side)
-            rows, _ = self._scan("codes").top(code, max(candidates, k), chosen)
+            rows, _ = self._top("codes", code, max(candidates, k), chosen)
             rows, scores = self._rescored(query, rows, k)
         items = self._table.items
         hits = [
@@ -363,12 +363,15 @@ class Index:
             return stage
         return automatic_stage(self.kind, self.store.first_stage, len(self))
 
-    def _scan(self, name: str) -> Scan:
-        if name not in self._scans:
-            arrays = row_scores.CODES if name == "codes" else row_scores.ARRAYS[self.kind]
-            score = row_scores.code_scores if name == "codes" else self._scorers[name]
-            self._scans[name] = Scan(self._table, arrays, score, self._mesh)
-        return self._scans[name]
+    def _top(
+        self, scorer: str, asked: Any, k: int, chosen: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The k best of the chosen rows; see `Scan.top`."""
+        # The two scores of items read the same arrays, which are kept once.
+        names = row_scores.CODES if scorer == "codes" else row_scores.ARRAYS[self.kind]
+        if names not in self._blocks:
+            self._blocks[names] = Blocks(self._table, names, self._mesh)
+        return self._scans[scorer].top(self._blocks[names], asked, k, chosen)
 
     def _asked(self, query: Query) -> tuple[str, Any]:
         """The scorer of a query, and what it is given."""
@@ -390,7 +393,7 @@ class Index:
         filled = np.resize(np.arange(count), 1 << (count - 1).bit_length())
         scorer, asked = self._asked(query)
         whole = {name: array[filled] for name, array in block.items()}
-        return np.asarray(self._compiled[scorer](whole, asked))[:count]
+        return np.asarray(self._scans[scorer].scores(whole, asked))[:count]
 
     # Explaining
 
@@ -422,4 +425,4 @@ class Index:
 
     def close(self) -> None:
         """Gives back the memory of what was read; files are opened again when they are needed."""
-        self._scans = {}
+        self._blocks = {}
