@@ -1,5 +1,6 @@
 """What every engine of a search does, the embedded index and Qdrant alike; oracles are loops."""
 
+import dataclasses
 import shutil
 import time
 
@@ -12,7 +13,7 @@ from tests.waiting import wait_for_lines
 from xmodal_jax.errors import UserError
 from xmodal_jax.retrieval import fitting
 from xmodal_jax.retrieval.answers import Query
-from xmodal_jax.retrieval.engines.copying import copy
+from xmodal_jax.retrieval.engines.copying import copy, stored_parts
 from xmodal_jax.retrieval.engines.points import number_of
 from xmodal_jax.retrieval.engines.qdrant import Qdrant
 from xmodal_jax.retrieval.index import Index
@@ -332,6 +333,32 @@ def test_a_copy_that_was_stopped_is_continued(tmp_path, base):
     assert copy(base, made, seen.append) == 4 and sum(seen) == 240
     assert len(made) == 240
     made.close()
+
+
+def test_items_without_boxes_take_none_from_others(tmp_path):
+    """Of three parts the second has no boxes; blocks of items lie across their ends."""
+    parts = [part([f"{name}{n}" for n in range(5)], seed=seed) for seed, name in enumerate("abc")]
+    parts[1] = dataclasses.replace(parts[1], boxes=None)
+    index = Index.build(tmp_path / "index", model(), parts, store="float16")
+    index.remove(["a2", "c0"])
+    copied = list(stored_parts(index, 4))
+    ids = [item.id for found in copied for item in found.items]
+    assert ids == [item.id for item in index.items()] and len(ids) == 13
+    assert max(len(found.items) for found in copied) == 4
+    made = Qdrant.open(f"qdrant-edge:{tmp_path / 'edge'}", index, create=True)
+    assert copy(index, made) == 13
+    for name in ids:
+        own = parts["abc".index(name[0])]
+        row = int(name[1])
+        found = made.boxes(number_of(name))
+        if own.boxes is None:
+            assert found is None
+        else:
+            expected = own.boxes[row][own.embeddings.mask[row]]
+            np.testing.assert_allclose(found, expected, atol=1e-3)
+    made.close()
+    empty = Index.build(tmp_path / "empty", model())
+    assert list(stored_parts(empty)) == []
 
 
 def test_mistakes_say_what_to_do(tmp_path, base):

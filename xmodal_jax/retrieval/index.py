@@ -397,9 +397,13 @@ class Index:
 
     # Explaining
 
+    def have_boxes(self, rows: np.ndarray) -> np.ndarray:
+        """bool [n], which of some rows have boxes."""
+        return self._table.has("boxes", rows)
+
     def stored_boxes(self, rows: np.ndarray) -> np.ndarray | None:
-        """float [n, R, 4] of some rows, x1, y1, x2, y2 in 0..1; None where there are none."""
-        if not self._table.has("boxes", rows):
+        """float [n, R, 4] of some rows, x1, y1, x2, y2 in 0..1; None where one has none."""
+        if not self.have_boxes(rows).all():
             return None
         return self._table.take(rows, ("boxes",))["boxes"].astype(np.float32)
 

@@ -73,10 +73,10 @@ class Table:
         first = self._shards[:1]
         return {name: s[name].shape[-1] for s in first for name in VECTORS if name in s}
 
-    def has(self, name: str, rows: np.ndarray) -> bool:
-        """Whether all of these rows were stored with this array."""
-        owner = np.unique(np.searchsorted(self._starts, rows, side="right") - 1)
-        return all(name in self._shards[number] for number in owner)
+    def has(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """bool [n], whether these rows [n] were stored with this array."""
+        owner = np.searchsorted(self._starts, rows, side="right") - 1
+        return np.array([name in shard for shard in self._shards], bool)[owner]
 
     def take(self, rows: np.ndarray, names: Sequence[str]) -> Arrays:
         """The named arrays of some rows [n], padded to `width` vectors an item.
