@@ -385,6 +385,9 @@ def test_a_fingerprint_is_that_of_what_a_model_computes(teran):
     assert exported("teran").fingerprint == teran.fingerprint
     assert exported("teran", seed=1).fingerprint != teran.fingerprint
     assert exported("teran_mwsr").fingerprint != teran.fingerprint
+    # One word of the vocabulary is another one.
+    words = WordTokenizer([*VOCABULARY[:-1], "another"])
+    assert dataclasses.replace(teran, tokenizer=words).fingerprint != teran.fingerprint
 
 
 @pytest.mark.parametrize("variant", ["teran", "vse"])
