@@ -230,6 +230,22 @@ def test_similarities_and_words_of_a_hit(engine, base):
     assert [word.region for word in matched] == list((image @ words.T).argmax(0))
 
 
+def assert_codes_are_those_of_their_items(index, name):
+    """Of the parts that `add_until_killed` added; also every file is as its checksum says."""
+    index = Index.open(index.store.directory, index.model, verify=True)
+    ids = [item.id for item in index.items() if item.id.startswith(name)]
+    # A part is there as a whole or not at all.
+    assert ids == [f"{name}-{n // 3}-{n % 3}" for n in range(len(ids))] and len(ids) % 3 == 0
+    vectors = [
+        index.first_stage.item_vectors(part(ids[3 * n : 3 * n + 3], seed=n).embeddings)
+        for n in range(len(ids) // 3)
+    ]
+    rows = np.array([index.row(id) for id in ids])
+    kept = index.store.table().take(rows, ("codes", "codes_scale"))
+    found = kept["codes"] * kept["codes_scale"]
+    assert (np.abs(found - np.concatenate(vectors)) <= 0.51 * kept["codes_scale"]).all()
+
+
 @pytest.mark.parametrize("kind", ENGINES)
 def test_killed_while_adding_it_has_all_that_was_acknowledged(kind, base, tmp_path):
     rng = np.random.default_rng()
@@ -248,6 +264,8 @@ def test_killed_while_adding_it_has_all_that_was_acknowledged(kind, base, tmp_pa
         again = open_engine(kind, directory, base)
         found = {hit.item.id for hit in again.search(query(0), 100_000, stage="exact").hits}
         assert set(acknowledged) <= found and len(found) == len(again)
+        if kind == "index":
+            assert_codes_are_those_of_their_items(again, f"trial-{trial}")
         again.add([part([f"after-{trial}"])])  # and it goes on
         again.close()
 
