@@ -128,7 +128,8 @@ def test_everything_may_be_removed(filled):
 def test_row_by_row_and_in_shards_of_bounded_size(filled, monkeypatch):
     monkeypatch.setattr(compaction, "_PIECE_BYTES", 1)
     entry = filled._content["shards"][0]
-    pieces = compaction.joined(filled.directory, [entry], [np.array([1, 3])])["tokens"]
+    merger = compaction.Merger([entry], [], [np.array([1, 3])])
+    pieces = merger.arrays(filled.directory)["tokens"]
     assert pieces.shape == (2, 3, 1)
     assert [piece[:, 0, 0].tolist() for piece in pieces.pieces] == [[1], [3]]
     largest = compaction.entry_bytes(entry)
@@ -217,6 +218,18 @@ def test_stopped_before_any_step_it_is_whole(filled, tmp_path, monkeypatch):
         shutil.rmtree(store.directory)
     # Both outcomes were seen.
     assert 5 < published < total - 30
+
+
+def test_what_is_damaged_is_not_made_whole(filled):
+    before = files_of(filled.directory)
+    for name in ("shards/3/tokens.npy", "codes/7/1/codes.npy", "shards/0/items.jsonl"):
+        path = filled.directory / name
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-2] + bytes([whole[-2] ^ 1]) + whole[-1:])
+        with filled.writing(), pytest.raises(UserError, match=f"{name} is damaged: its checksum"):
+            filled.compact()
+        path.write_bytes(whole)
+    assert files_of(filled.directory) == before
 
 
 def test_without_room_nothing_is_written(filled, monkeypatch):

@@ -250,7 +250,8 @@ class Index:
         Rows get other numbers. Other processes that have the index open go on with it as it was.
 
         Raises:
-          UserError: there is no room for the merged files, which are written first.
+          UserError: there is no room for the merged files, which are written first, or one is
+            damaged.
         """
         with self.store.writing():
             freed = self.store.compact()

@@ -211,75 +211,43 @@ class Store:
         Rows get other numbers and keep their order. What is read stays in memory block by block.
 
         Raises:
-          UserError: there is no room for the merged shards, which are written first.
+          UserError: there is no room for the merged shards, which are written first, or a file is
+            damaged.
         """
-        before = self._bytes_on_disk()
-        content = self._content
+        directory, content, before = self.directory, self._content, self._bytes_on_disk()
         shards, stage, number = content["shards"], content["first_stage"], content["next"]
-        kept = self._kept_rows()
-        plan = []
-        for group in compaction.groups(self.directory, shards):
-            rows = [kept[n] for n in group]
-            as_it_is = len(group) == 1 and len(rows[0]) == shards[group[0]]["count"]
-            plan.append((group, rows, as_it_is))
-        self._check_room([(group, rows) for group, rows, as_it_is in plan if not as_it_is])
+        of_codes = stage.get("codes", ())
+        plan = compaction.plan(directory, shards, of_codes, self._kept_rows())
+        compaction.check_sources(directory, [part for part in plan if not part.as_it_is])
         new: list[Any] = []
         codes: list[Any] = []
-        for group, rows, as_it_is in plan:
-            old = [shards[n] for n in group]
-            old_codes = [stage["codes"][n] for n in group] if stage else []
-            if as_it_is:
-                new, codes = new + old, codes + old_codes
-            elif count := sum(map(len, rows)):
+        for part in plan:
+            if part.as_it_is:
+                new, codes = new + part.shards, codes + part.codes
+            elif part.count:
                 name = f"{number}-{len(new)}"
-                arrays = compaction.joined(self.directory, old, rows)
-                items = compaction.joined_items(self.directory, old, rows)
-                new.append(self._write(f"shards/{name}", arrays, items) | {"count": count})
+                arrays, items = part.arrays(directory), part.items(directory)
+                shard = self._write(f"shards/{name}", arrays, items)
+                new.append(shard | {"count": part.count})
                 if stage:
-                    arrays = compaction.joined(self.directory, old_codes, rows)
+                    arrays = part.code_arrays(directory)
                     codes.append(self._write(f"{stage['codes_path']}/{name}", arrays))
         if new != shards:
             merged = {"shards": new, "removed": {}}
             if stage:
                 merged["first_stage"] = stage | {"codes": codes}
             self._publish(content | merged)
-        for name in _OF_FILES:
-            self._delete_unnamed(Path(name))
+        named = {Path(part["path"]) for part in self._parts()}
+        compaction.delete_unnamed(directory, _OF_FILES, named)
         return before - self._bytes_on_disk()
 
     def _kept_rows(self) -> list[np.ndarray]:
         """Of each shard, counted from its first."""
-        removed = np.zeros(0, np.int64)
+        parts = list(self.shard_rows())
+        live = np.ones(sum(map(len, parts)), bool)
         if self._content["removed"]:
-            removed = ArrayFiles(self.directory, self._content["removed"])["rows"]
-        return [np.flatnonzero(~np.isin(rows, removed)) for rows in self.shard_rows()]
-
-    def _check_room(self, merged: list[tuple[list[int], list[np.ndarray]]]) -> None:
-        needed, stage = 0.0, self._content["first_stage"]
-        for group, rows in merged:
-            for n, own in zip(group, rows, strict=True):
-                shard = self._content["shards"][n]
-                size = compaction.entry_bytes(shard)
-                size += compaction.entry_bytes(stage["codes"][n]) if stage else 0
-                needed += size * len(own) / shard["count"]
-        free = shutil.disk_usage(self.directory).free
-        if needed > free:
-            raise UserError(
-                f"the merged shards of {self.directory} take {needed / 2**20:,.0f} MiB and there "
-                f"are {free / 2**20:,.0f}; make room, as the old ones are deleted after that"
-            )
-
-    def _delete_unnamed(self, path: Path) -> None:
-        """Deletes what the manifest does not name in a directory of the index."""
-        named = {Path(part["path"]) for part in self._parts()}
-        above = {parent for name in named for parent in name.parents}
-        if path in named:
-            return
-        if path not in above:
-            shutil.rmtree(self.directory / path, ignore_errors=True)
-            return
-        for child in (self.directory / path).iterdir():
-            self._delete_unnamed(path / child.name)
+            live[ArrayFiles(self.directory, self._content["removed"])["rows"]] = False
+        return [np.flatnonzero(live[rows]) for rows in parts]
 
     def _bytes_on_disk(self) -> int:
         files = (file for name in _OF_FILES for file in (self.directory / name).rglob("*"))
