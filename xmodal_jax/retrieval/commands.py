@@ -124,7 +124,8 @@ def add(args: argparse.Namespace) -> None:
     parts, total = _parts(collection, made.side, {item.id for item in made.items()})
     with _bar(total, "add") as bar:
         made.add(parts, bar.update)
-    print(f"{len(made) - before:,} {made.side} added, {given - total:,} left out: they are there")
+    left_out = f", {given - total:,} left out: their ids are there" if given > total else ""
+    print(f"{len(made) - before:,} {made.side} added{left_out}")
     _report(made.store)
     about = made.store.first_stage
     if first_stage.has_lapsed(made.kind, about, len(made)):
