@@ -6,6 +6,7 @@ pretrained text encoders). What `save` writes, `load_tokenizer` restores, so tha
 carries its tokenizer with it. No TensorFlow here: a search server needs this file alone.
 """
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -54,6 +55,9 @@ class Tokenizer(Protocol):
 
         Raises DataError for an empty caption and for max_tokens < 3.
         """
+
+    def definition(self) -> str:
+        """All that decides which tokens a caption becomes; the same after `load_tokenizer`."""
 
     def save(self, directory: str | Path) -> None:
         """Writes the files from which `load_tokenizer` restores this tokenizer."""
@@ -116,10 +120,13 @@ class WordTokenizer:
         tokens = [self._ids.get(match.group().lower(), _UNK) for match in matches]
         return tokens, [match.span() for match in matches]
 
+    def definition(self) -> str:
+        return "\n".join([*_SPECIAL, *self._words]) + "\n"
+
     def save(self, directory: str | Path) -> None:
         path = Path(directory) / _VOCABULARY_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join([*_SPECIAL, *self._words]) + "\n", encoding="utf-8")
+        path.write_text(self.definition(), encoding="utf-8")
 
 
 class HuggingFaceTokenizer:
@@ -171,6 +178,11 @@ class HuggingFaceTokenizer:
             offsets=np.array([e.offsets for e in encodings], np.int32).reshape(*shape, 2),
             truncated=sum(bool(e.overflowing) for e in encodings),
         )
+
+    def definition(self) -> str:
+        whole = json.loads(self._tokenizer.backend_tokenizer.to_str())
+        # What the last call of `encode` asked for.
+        return json.dumps(whole | {"truncation": None, "padding": None})
 
     def save(self, directory: str | Path) -> None:
         self._tokenizer.save_pretrained(str(directory))

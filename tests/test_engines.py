@@ -1,5 +1,6 @@
 """What every engine of a search does, the embedded index and Qdrant alike; oracles are loops."""
 
+import dataclasses
 import json
 import shutil
 import threading
@@ -15,7 +16,7 @@ from tests.waiting import wait_for_lines
 from xmodal_jax.errors import UserError
 from xmodal_jax.retrieval import fitting
 from xmodal_jax.retrieval.answers import Query
-from xmodal_jax.retrieval.engines.copying import copy
+from xmodal_jax.retrieval.engines.copying import copy, stored_parts
 from xmodal_jax.retrieval.engines.points import number_of
 from xmodal_jax.retrieval.engines.qdrant import Qdrant
 from xmodal_jax.retrieval.index import Index
@@ -120,7 +121,8 @@ def test_rows_that_are_scored_in_groups_are_those_at_once(base, monkeypatch, row
     scores = loop_scores([part(NAMES)], query(1))
     for k in (10, 1000):
         assert_best(grouped.search(query(1), k, stage="exact"), scores, k)
-    assert grouped._scans["model"]._group(numbers, 32, grouped._mesh) == rows
+    blocks = list(grouped._blocks.values())
+    assert [(b.group, b.size) for b in blocks] == [(rows, 8 * 32)]
 
 
 def test_all_candidates_are_an_exact_search(engine):
@@ -231,6 +233,22 @@ def test_similarities_and_words_of_a_hit(engine, base):
     assert [word.region for word in matched] == list((image @ words.T).argmax(0))
 
 
+def assert_codes_are_those_of_their_items(index, name):
+    """Of the parts that `add_until_killed` added; also every file is as its checksum says."""
+    index = Index.open(index.store.directory, index.model, verify=True)
+    ids = [item.id for item in index.items() if item.id.startswith(name)]
+    # A part is there as a whole or not at all.
+    assert ids == [f"{name}-{n // 3}-{n % 3}" for n in range(len(ids))] and len(ids) % 3 == 0
+    vectors = [
+        index.first_stage.item_vectors(part(ids[3 * n : 3 * n + 3], seed=n).embeddings)
+        for n in range(len(ids) // 3)
+    ]
+    rows = np.array([index.row(id) for id in ids])
+    kept = index.store.table().take(rows, ("codes", "codes_scale"))
+    found = kept["codes"] * kept["codes_scale"]
+    assert (np.abs(found - np.concatenate(vectors)) <= 0.51 * kept["codes_scale"]).all()
+
+
 @pytest.mark.parametrize("kind", ENGINES)
 def test_killed_while_adding_it_has_all_that_was_acknowledged(kind, base, tmp_path):
     rng = np.random.default_rng()
@@ -249,6 +267,8 @@ def test_killed_while_adding_it_has_all_that_was_acknowledged(kind, base, tmp_pa
         again = open_engine(kind, directory, base)
         found = {hit.item.id for hit in again.search(query(0), 100_000, stage="exact").hits}
         assert set(acknowledged) <= found and len(found) == len(again)
+        if kind == "index":
+            assert_codes_are_those_of_their_items(again, f"trial-{trial}")
         again.add([part([f"after-{trial}"])])  # and it goes on
         again.close()
 
@@ -334,6 +354,32 @@ def test_a_copy_that_was_stopped_is_continued(tmp_path, base):
     assert copy(base, made, seen.append) == 4 and sum(seen) == 240
     assert len(made) == 240
     made.close()
+
+
+def test_items_without_boxes_take_none_from_others(tmp_path):
+    """Of three parts the second has no boxes; blocks of items lie across their ends."""
+    parts = [part([f"{name}{n}" for n in range(5)], seed=seed) for seed, name in enumerate("abc")]
+    parts[1] = dataclasses.replace(parts[1], boxes=None)
+    index = Index.build(tmp_path / "index", model(), parts, store="float16")
+    index.remove(["a2", "c0"])
+    copied = list(stored_parts(index, 4))
+    ids = [item.id for found in copied for item in found.items]
+    assert ids == [item.id for item in index.items()] and len(ids) == 13
+    assert max(len(found.items) for found in copied) == 4
+    made = Qdrant.open(f"qdrant-edge:{tmp_path / 'edge'}", index, create=True)
+    assert copy(index, made) == 13
+    for name in ids:
+        own = parts["abc".index(name[0])]
+        row = int(name[1])
+        found = made.boxes(number_of(name))
+        if own.boxes is None:
+            assert found is None
+        else:
+            expected = own.boxes[row][own.embeddings.mask[row]]
+            np.testing.assert_allclose(found, expected, atol=1e-3)
+    made.close()
+    empty = Index.build(tmp_path / "empty", model())
+    assert list(stored_parts(empty)) == []
 
 
 def test_mistakes_say_what_to_do(tmp_path, base):

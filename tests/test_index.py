@@ -18,6 +18,7 @@ from xmodal_jax.retrieval.answers import Query
 from xmodal_jax.retrieval.fitting import fit_first_stage
 from xmodal_jax.retrieval.index import Index
 from xmodal_jax.retrieval.items import Item, Part
+from xmodal_jax.retrieval.table import Table
 from xmodal_jax.retrieval.words import matched_words
 
 VOCABULARY = [f"word{n}" for n in range(26)]
@@ -188,10 +189,19 @@ def test_it_grows_and_shrinks(teran, tmp_path):
     answer = index.query_text(SENTENCE, 5, where={"third": "1"})
     check(answer, narrowed, 5)
     assert index.query_text(SENTENCE, where={"third": "7"}).hits == []
+    # Merged, it finds the same, and who has it open goes on.
+    reader, kept = Index.open(tmp_path / "i", teran), np.flatnonzero(np.isfinite(expected))
+    assert index.compact() > 0
+    for opened in (index, Index.open(tmp_path / "i", teran, verify=True)):
+        assert len(list(opened.store.shard_rows())) == 1
+        for stage in ("exact", "staged"):
+            check(opened.query_text(SENTENCE, stage=stage), expected[kept])
+    check(reader.query_text(SENTENCE, stage="staged"), expected)
+    assert reader.boxes(int(kept[8])).tolist() == index.boxes(8).tolist()
     # An id that was removed may come again.
     again = dataclasses.replace(parts[2], items=[Item("i20")] + [Item(f"n{n}") for n in range(9)])
     index.add([again])
-    assert len(index) == 38 and index.row("i20") == 30
+    assert len(index) == 38 and index.row("i20") == 28
 
 
 def test_a_search_takes_the_first_stage_while_it_is_trusted(teran, tmp_path, monkeypatch):
@@ -250,6 +260,50 @@ def test_mistakes_leave_what_was_there(teran, tmp_path):
     assert not (tmp_path / "j").exists()
 
 
+def changed(part, **arrays):
+    """A part with other embeddings, or boxes."""
+    boxes = arrays.pop("boxes", part.boxes)
+    return dataclasses.replace(part, embeddings=part.embeddings.replace(**arrays), boxes=boxes)
+
+
+def test_a_part_that_would_break_searches_is_refused(teran, tmp_path):
+    index = Index.build(tmp_path / "i", teran, [images(teran, 4)], store="float16")
+    part = images(teran, 3, 4)
+    tokens, mask, pooled = (np.array(x) for x in jax.tree.leaves(part.embeddings))
+    boxes, large = np.array(part.boxes), tokens.copy()
+    boxes[2, 1, 3] = np.nan
+    large[1, 0, 2] = -65_600
+    shapes = r"the part of 'i4' has 3 items with tokens \[3, 5, 8\], .*; give \[n, R, D\]"
+    for wrong, message in (
+        (changed(part, tokens=tokens[..., 1:]), r"'i4' have dimensions {'tokens': \d+} and those"),
+        (changed(part, tokens=large), "of 'i5' reach 65,600 and float16 ends at 65,504; make"),
+        (changed(part, boxes=boxes), "a box of 'i6' is not finite; give x1, y1, x2, y2 in 0..1"),
+        (changed(part, boxes=part.boxes * 1e6), "a box of 'i4' is not finite"),
+        (changed(part, boxes=part.boxes[:2]), shapes),
+        (changed(part, boxes=part.boxes[:, :2]), shapes),
+        (changed(part, mask=mask[:, :2]), shapes),
+        (changed(part, pooled=pooled[:1]), shapes),
+        (dataclasses.replace(part, items=part.items[:2]), "'i4' has 2 items with tokens"),
+        (changed(part, tokens=tokens[0]), "'i4' has 3 items with tokens"),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            index.add([wrong])
+        assert "\n" not in str(caught.value)
+    # Of the part that comes first in an index the others have to be, too.
+    empty = Index.build(tmp_path / "e", teran, [])
+    with pytest.raises(UserError, match="have dimensions"):
+        empty.add([part, changed(images(teran, 1), tokens=tokens[:1, :, 1:])])
+    assert len(index) == 4 and len(empty) == 3
+    # Nothing of it is there, and a part without items is none.
+    nothing = jax.tree.map(lambda x: x[:0], part.embeddings)
+    assert index.add([Part([], nothing), part]) == 3
+    assert len(Index.open(tmp_path / "i", teran, verify=True).query_text(SENTENCE).hits) == 7
+    # In int8 large ones are kept.
+    index = Index.build(tmp_path / "j", teran, [changed(part, tokens=large)])
+    kept = index.stored(np.array([1])).tokens[0, 0, 2]
+    np.testing.assert_allclose(kept, -65_600, rtol=1e-6)
+
+
 def test_a_build_that_fails_or_is_killed_is_no_index(teran, tmp_path):
     def parts():
         yield images(teran, 4)
@@ -282,6 +336,31 @@ def test_the_likes_of_an_image(teran, tmp_path):
     assert index.query_item("i5").hits[0].item.id == "i5"
 
 
+def test_both_scores_share_what_they_read_and_programs_outlive_additions(
+    teran, tmp_path, monkeypatch
+):
+    read = []
+    take = Table.take
+    monkeypatch.setattr(
+        Table, "take", lambda self, rows, names: read.append(len(rows)) or take(self, rows, names)
+    )
+    index = Index.build(tmp_path / "i", teran, [images(teran, 33)])
+    traced = []
+    for name, scan_ in index._scans.items():
+        score = scan_.scores
+        counted = lambda block, query, s=score, n=name: traced.append(n) or s(block, query)
+        index._scans[name] = scan.Scan(counted, index._mesh)
+    read.clear()
+    index.query_text(SENTENCE)
+    assert read == [1, 64] and traced == ["model"]  # a row for its size, and one block
+    index.search(Query("images", index.item_query("i3").embeddings))
+    assert read == [1, 64, 1] and traced == ["model", "likeness"]  # and the item that is asked
+    # Up to 64 rows the block is as large.
+    index.add([images(teran, 4, 33)])
+    index.query_text(SENTENCE)
+    assert read[3:] == [1, 64] and len(traced) == 2
+
+
 def test_words_and_the_regions_that_answer_them(teran, tmp_path):
     part = images(teran)
     index = Index.build(tmp_path / "i", teran, [part])
@@ -306,6 +385,9 @@ def test_a_fingerprint_is_that_of_what_a_model_computes(teran):
     assert exported("teran").fingerprint == teran.fingerprint
     assert exported("teran", seed=1).fingerprint != teran.fingerprint
     assert exported("teran_mwsr").fingerprint != teran.fingerprint
+    # One word of the vocabulary is another one.
+    words = WordTokenizer([*VOCABULARY[:-1], "another"])
+    assert dataclasses.replace(teran, tokenizer=words).fingerprint != teran.fingerprint
 
 
 @pytest.mark.parametrize("variant", ["teran", "vse"])

@@ -16,6 +16,7 @@ from xmodal_jax import export
 from xmodal_jax.evaluators.encoding import Encoder
 from xmodal_jax.evaluators.retrieval import RetrievalEvaluator
 from xmodal_jax.experiment import Experiment
+from xmodal_jax.retrieval import collection, first_stage
 from xmodal_jax.retrieval.__main__ import main
 from xmodal_jax.retrieval.index import Index
 
@@ -143,15 +144,39 @@ def test_captions_are_asked_by_images(made, index_words, tmp_path, capsys):
     assert "can't be read as .npz" in fails("--image", tmp_path / "image.npy")
 
 
-def test_it_grows_and_shrinks(made, index_words, tmp_path, capsys):
+def test_it_grows_and_shrinks(made, index_words, tmp_path, capsys, monkeypatch):
     run(capsys, *index_words)
     of_dataset = ("--dataset", "scenes", "--data", made[0] / "data")
-    assert "32 images" in run(capsys, "add", tmp_path / "i", *of_dataset, "--split", "dev")
-    again = run(capsys, "add", tmp_path / "i", *of_dataset, expect=2)
-    assert again.startswith("error: the index has an item 'scenes_test_000000.png' already")
+    added = run(capsys, "add", tmp_path / "i", *of_dataset, "--split", "dev")
+    assert "8 images added\n" in added and "32 images" in added
+    before = Index.open(tmp_path / "i").store.bytes
+    again = run(capsys, "add", tmp_path / "i", *of_dataset)
+    assert "0 images added, 24 left out: their ids are there" in again and "32 images" in again
+    assert Index.open(tmp_path / "i").store.bytes == before
+    gone = [f"scenes_test_{n:06}.png" for n in (2, 5, 6)]
+    assert "29 images" in run(capsys, "remove", tmp_path / "i", *gone)
+    # What a stopped command has not added comes when it is given again, its own vectors with it.
+    asked = ("query", tmp_path / "i", "a red circle", "-k", 40, "--json")
+    monkeypatch.setattr(collection, "_BATCH", 4)
+    assert "3 images added, 21 left out" in run(capsys, "add", tmp_path / "i", *of_dataset)
+    found = json.loads(run(capsys, *asked))["hits"]
+    run(capsys, *index_words[:1], tmp_path / "fresh", *index_words[2:])
+    run(capsys, "add", tmp_path / "fresh", *of_dataset, "--split", "dev")
+    fresh = json.loads(run(capsys, "query", tmp_path / "fresh", *asked[2:]))["hits"]
+    scores = [{hit["id"]: hit["score"] for hit in hits} for hits in (found, fresh)]
+    assert len(scores[0]) == 32 and scores[0] == pytest.approx(scores[1], abs=1e-5)
     assert "31 images" in run(capsys, "remove", tmp_path / "i", "scenes_test_000002.png")
     first = run(capsys, "fit", tmp_path / "i", *of_dataset)
     assert "first stage (lemur): 100.0 % of the exact ten best" in first
+    # Measured among few, it is not trusted among more than twice as many.
+    monkeypatch.setattr(first_stage, "EXACT_BELOW", 10)
+    how = ("add", tmp_path / "i", *of_dataset, "--split", "train")
+    assert "trusted" not in run(capsys, *how)
+    monkeypatch.setattr(first_stage, "_GROWTH", 1)
+    assert (
+        "measured among 31 items and is not trusted among 47: searches score every item; fit it "
+        f"again with python -m xmodal_jax.retrieval fit {tmp_path / 'i'}" in run(capsys, *how)
+    )
     words = ("query", tmp_path / "i", "a red circle", "-k", 40, "--json", "--where", "split=dev")
     for stage in ("exact", "staged"):
         found = json.loads(run(capsys, *words, "--stage", stage))
@@ -190,9 +215,10 @@ def test_an_answer_is_drawn_also_when_model_and_pictures_moved(made, index_words
         red = (np.asarray(drawn) == (255, 0, 0)).all(-1).sum(0)
     columns = np.flatnonzero(red)
     assert len(columns) and columns.min() >= 492 and columns.max() < 972
-    assert "every file is as it was" in run(
-        capsys, "verify", tmp_path / "i", "--model", tmp_path / "model"
-    )
+    # No model is needed for what knows files only.
+    assert "23 images" in run(capsys, "remove", tmp_path / "i", found[0]["id"])
+    assert "23 images" in run(capsys, "compact", tmp_path / "i")
+    assert "every file is as it was" in run(capsys, "verify", tmp_path / "i")
 
 
 def test_mistakes_are_named(made, index_words, tmp_path, capsys):
@@ -246,6 +272,10 @@ def test_ctrl_c_is_one_line(tmp_path, capsys, monkeypatch):
 
 
 def test_help_teaches(capsys):
-    with pytest.raises(SystemExit, match="0"):
-        main(["--help"])
-    assert "--dataset scenes --split test" in capsys.readouterr().out
+    for words, taught in (
+        (["--help"], "--dataset scenes --split test"),
+        (["add", "--help"], "remove the ids first"),
+    ):
+        with pytest.raises(SystemExit, match="0"):
+            main(words)
+        assert taught in " ".join(capsys.readouterr().out.split())

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import shutil
 import time
 
 import numpy as np
@@ -35,7 +36,7 @@ def filled(path):
     append(store, 0, 4)
     with store.writing():
         store.put_first_stage({"name": "x"}, {"centre": np.ones(2)}, [{"codes": np.ones((4, 1))}])
-        store.remove(np.array([2]))
+        store.remove(["i2"])
     append(store, 4, 3, width=5)
     return store
 
@@ -121,6 +122,47 @@ def test_one_writer_at_a_time_and_readers_beside_it(tmp_path):
     assert [item.id for item in Store.open(tmp_path).table().items][-2:] == ["i8", "i9"]
     with pytest.raises(UserError, match="holds an index already"):
         Store.create(tmp_path, {})
+
+
+def test_nothing_is_added_to_an_index_that_took_the_place_of_another(tmp_path):
+    """What was encoded by the model of the one is not for that of the other."""
+    store = Store.create(tmp_path / "s", {"fingerprint": "one"})
+    append(store, 0, 2)
+    shutil.rmtree(tmp_path / "s")
+    append(Store.create(tmp_path / "s", {"fingerprint": "other"}), 0, 1)
+    with pytest.raises(UserError, match="s was replaced by another index; open that one"):
+        append(store, 2, 1)
+    assert len(Store.open(tmp_path / "s").table()) == 1
+
+
+def test_every_name_is_on_the_disk_before_a_manifest_says_so(tmp_path, monkeypatch):
+    """Replays fsync: a power cut keeps of a directory those names that were there at its last."""
+    durable = {}
+    real_sync, real_write = manifest.sync, manifest.write
+
+    def sync(path):
+        real_sync(path)
+        if path.is_dir():
+            durable[path.stat().st_ino] = {child.name for child in path.iterdir()}
+
+    def write(directory, content):
+        parts = [*content["shards"], content["removed"], content["first_stage"]]
+        parts += content["first_stage"].get("codes", [])
+        names = [name for part in parts if part for name in part["files"]]
+        seen.append(len(names))
+        for name in names:
+            path = directory / name
+            while path != tmp_path:
+                # By its number: it is renamed after its files are written.
+                assert path.name in durable[path.parent.stat().st_ino], path
+                path = path.parent
+        real_write(directory, content)
+
+    seen = []
+    monkeypatch.setattr(manifest, "sync", sync)
+    monkeypatch.setattr(manifest, "write", write)
+    filled(tmp_path / "below" / "s")
+    assert seen == [0, 3, 5, 6, 10]
 
 
 def append_for_ever(path, log):

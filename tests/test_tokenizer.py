@@ -151,3 +151,24 @@ def test_no_tensorflow_is_imported():
         "sys.exit(any(m in sys.modules for m in ('tensorflow', 'jax', 'transformers')))"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_a_definition_is_all_that_decides_on_tokens(words, wordpiece_directory, tmp_path):
+    pieces = HuggingFaceTokenizer(wordpiece_directory)
+    for number, tokenizer in enumerate((words, pieces)):
+        before = tokenizer.definition()
+        tokenizer.encode(["a dog", "a"], 3)
+        tokenizer.save(tmp_path / str(number))
+        again = load_tokenizer(tmp_path / str(number))
+        assert before == tokenizer.definition() == again.definition()
+        again.encode(["a dog runs"], 9)
+        assert again.definition() == before
+    for others in (["a", "runs", "dog"], ["a", "dog", "runs", "rare"], ["a", "dog", "ran"]):
+        assert WordTokenizer(others).definition() != words.definition()
+    path = wordpiece_directory / "tokenizer.json"
+    text = path.read_text()
+    for old, new in (("##ning", "##nings"), ('"lowercase": true', '"lowercase": false')):
+        assert text.count(old) == 1
+        path.write_text(text.replace(old, new))
+        changed = HuggingFaceTokenizer(wordpiece_directory)
+        assert changed.definition() != pieces.definition()

@@ -55,8 +55,7 @@ class ExportedModel:
     def fingerprint(self) -> str:
         """SHA-256 of sizes, parameters and tokenizer: equal for models that encode alike."""
         digest = hashlib.sha256(repr((self.model, self.max_regions, self.max_tokens)).encode())
-        words = ["a", "dog", "red", "sofa", "1", "x y"]
-        digest.update(self.tokenizer.encode(words, 8).ids.tobytes())
+        digest.update(self.tokenizer.definition().encode())
         for name, value in sorted(flatten_dict(self.params, sep="/").items()):
             digest.update(name.encode())
             digest.update(np.ascontiguousarray(value).tobytes())

@@ -12,8 +12,8 @@
   python -m xmodal_jax.retrieval copy runs/demo/index qdrant-edge:runs/demo/qdrant
 
 The collection is a dataset that was built with data_pipeline.build or data_pipeline.extract, the
-model an export (--mode=export). An index may grow (add) and shrink (remove); a command that is
-killed leaves it as it was before its last step.
+model an export (--mode=export). An index may grow (add) and shrink (remove, compact); a command
+that is killed leaves it as it was before its last step.
 """
 
 import argparse
@@ -33,6 +33,9 @@ from xmodal_jax.retrieval.index import STAGES
 from xmodal_jax.retrieval.items import STORES
 from xmodal_jax.retrieval.lemur import FEATURES
 from xmodal_jax.retrieval.row_scores import SIDES
+
+# What asks for its model in its own way, and what knows files only.
+_WITHOUT_MODEL = (commands.index, commands.remove, commands.compact, commands.verify)
 
 
 def _positive(text: str) -> int:
@@ -59,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         made.add_argument("index", type=Path, metavar="INDEX", help="its directory")
         made.set_defaults(run=run)
-        if run is not commands.index:
+        if run not in _WITHOUT_MODEL:
             made.add_argument("--model", help="its export, if it is not where it was")
         return made
 
@@ -102,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     of_dataset(command(commands.add, "add a split of a dataset"))
     made = command(commands.remove, "remove items")
     made.add_argument("ids", nargs="+", metavar="ID", help="of an item")
+    command(commands.compact, "merge the files of many parts, free what was removed")
     made = command(commands.fit, "fit the first stage again, when an index has grown")
     of_dataset(made, required=False)
     of_first_stage(made)

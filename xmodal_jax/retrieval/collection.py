@@ -1,7 +1,7 @@
 """The images or captions of a dataset's split, encoded by a model, as parts of an index."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Any
 
 import jax
@@ -46,14 +46,6 @@ class Collection:
         self._contents = list(catalog.contents(dataset, split))
         self._predicates = _predicates_of(dataset, model)
 
-    def __len__(self) -> int:
-        return len(self._contents)
-
-    @property
-    def num_captions(self) -> int:
-        """Of all images."""
-        return sum(len(content.captions) for content in self._contents)
-
     def image_items(self) -> list[Item]:
         """One an image."""
         return [
@@ -69,9 +61,10 @@ class Collection:
             for number, text in enumerate(content.captions)
         ]
 
-    def images(self) -> Iterator[Part]:
-        """All images, encoded."""
-        return self._parts(self._batches(), "encode_image", IMAGE_FIELDS, self.image_items())
+    def images(self, without: Set[str] = frozenset()) -> Iterator[Part]:
+        """All images but those of these ids, encoded."""
+        items = self.image_items()
+        return self._parts(self._batches(), "encode_image", IMAGE_FIELDS, items, without)
 
     def image(self, id: str) -> Embeddings:
         """One image, encoded; a batch of one.
@@ -105,8 +98,8 @@ class Collection:
                 batch["relations"] = relations
             yield batch
 
-    def captions(self) -> Iterator[Part]:
-        """All captions, encoded."""
+    def captions(self, without: Set[str] = frozenset()) -> Iterator[Part]:
+        """All captions but those of these ids, encoded."""
         batches = input_pipeline.caption_batches(
             self._dataset,
             split=self._split,
@@ -114,7 +107,7 @@ class Collection:
             batch_size=_BATCH,
             max_tokens=self._model.max_tokens,
         )
-        return self._parts(batches, "encode_text", TEXT_FIELDS, self.caption_items())
+        return self._parts(batches, "encode_text", TEXT_FIELDS, self.caption_items(), without)
 
     def _parts(
         self,
@@ -122,22 +115,33 @@ class Collection:
         method: str,
         fields: tuple[str, ...],
         items: list[Item],
+        without: Set[str],
     ) -> Iterator[Part]:
         """Parts of some batches each: a part becomes some files."""
-        start = 0
-        for group in _groups(batches, _PART // _BATCH):
-            embeddings: list[Embeddings] = []
-            boxes: list[np.ndarray] = []
-            for batch in group:
-                inputs = {name: value for name, value in batch.items() if name in fields}
-                encoded = self._model.encode_batch(method, inputs)
-                rows = batch["mask"]
-                embeddings.append(jax.tree.map(lambda x, rows=rows: np.asarray(x)[rows], encoded))
-                boxes += [batch["boxes"][rows]] if "boxes" in batch else []
-            whole: Embeddings = jax.tree.map(lambda *x: np.concatenate(x), *embeddings)
-            own = items[start : start + len(whole.mask)]
-            start += len(own)
-            yield Part(own, whole, np.concatenate(boxes) if boxes else None)
+
+        def encoded() -> Iterator[Part]:
+            start = 0
+            for batch in batches:
+                rows = np.flatnonzero(batch["mask"])
+                own = items[start : start + len(rows)]
+                start += len(rows)
+                new = [n for n, item in enumerate(own) if item.id not in without]
+                if new:
+                    inputs = {name: value for name, value in batch.items() if name in fields}
+                    found = self._model.encode_batch(method, inputs)
+                    kept = rows[new]
+                    boxes = batch["boxes"][kept] if "boxes" in batch else None
+                    embeddings = jax.tree.map(lambda x, kept=kept: np.asarray(x)[kept], found)
+                    yield Part([own[n] for n in new], embeddings, boxes)
+
+        for group in _groups(encoded(), _PART // _BATCH):
+            whole = jax.tree.map(lambda *x: np.concatenate(x), *(p.embeddings for p in group))
+            boxes = [part.boxes for part in group if part.boxes is not None]
+            yield Part(
+                [item for part in group for item in part.items],
+                whole,
+                np.concatenate(boxes) if boxes else None,
+            )
 
 
 def _groups(batches: Iterator[Any], count: int) -> Iterator[list[Any]]:

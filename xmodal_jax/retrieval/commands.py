@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import importlib.util
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from xmodal_jax.retrieval.features import read_features
 from xmodal_jax.retrieval.index import Index
 from xmodal_jax.retrieval.items import Part
 from xmodal_jax.retrieval.pictures import Pictures, draw_answer
+from xmodal_jax.retrieval.store import Store
 from xmodal_jax.retrieval.words import matched_words
 
 _WORTH_FITTING = 1000  # items
@@ -42,10 +43,14 @@ def _bar(total: int, what: str) -> tqdm:
     return tqdm(total=total, desc=what, unit=" items", disable=None)
 
 
-def _parts(collection: Any, side: str) -> tuple[Iterator[Part], int]:
-    if side == "images":
-        return collection.images(), len(collection)
-    return collection.captions(), collection.num_captions
+def _parts(
+    collection: Any, side: str, without: Set[str] = frozenset()
+) -> tuple[Iterator[Part], int]:
+    """The items but those of these ids, and how many they are."""
+    images = side == "images"
+    items = collection.image_items() if images else collection.caption_items()
+    parts = collection.images(without) if images else collection.captions(without)
+    return parts, sum(item.id not in without for item in items)
 
 
 def _asked(index: Index, collection: Any) -> Embeddings:
@@ -88,7 +93,7 @@ def index(args: argparse.Namespace) -> None:
             pictures=args.pictures or "",
             on_stored=bar.update,
         )
-    _report(made)
+    _report(made.store)
     if made.kind != "vector" and len(made) >= _WORTH_FITTING:
         _fit(made, args.features, collection)
 
@@ -112,11 +117,11 @@ def _check_pictures(directory: str, collection: Any) -> None:
     )
 
 
-def _report(made: Index) -> None:
-    each = made.store.bytes / max(len(made), 1)
+def _report(store: Store) -> None:
+    count = int(store.table().live.sum())
     print(
-        f"{made.store.directory}: {len(made):,} {made.side}, {made.store.bytes / 2**20:,.1f} MiB "
-        f"({each:,.0f} bytes each), model of kind {made.kind}"
+        f"{store.directory}: {count:,} {store.about['side']}, {store.bytes / 2**20:,.1f} MiB "
+        f"({store.bytes / max(count, 1):,.0f} bytes each), model of kind {store.about['kind']}"
     )
 
 
@@ -129,12 +134,22 @@ def _opened(args: argparse.Namespace) -> Index:
 
 
 def add(args: argparse.Namespace) -> None:
-    """Adds a split to an index."""
+    """Adds a split to an index.
+
+    Ids that are in the index are left out, so that a command that was stopped goes on when it is
+    given again. Whether the image is another one by now is not looked at: remove the ids first to
+    replace them.
+    """
     made = _opened(args)
-    parts, total = _parts(_collection(args, made.model), made.side)
+    collection = _collection(args, made.model)
+    before = len(made)
+    _, given = _parts(collection, made.side)
+    parts, total = _parts(collection, made.side, {item.id for item in made.items()})
     with _bar(total, "add") as bar:
         made.add(parts, bar.update)
-    _report(made)
+    left_out = f", {given - total:,} left out: their ids are there" if given > total else ""
+    print(f"{len(made) - before:,} {made.side} added{left_out}")
+    _report(made.store)
     about = made.store.first_stage
     if first_stage.has_lapsed(made.kind, about, len(made)):
         print(
@@ -145,10 +160,25 @@ def add(args: argparse.Namespace) -> None:
 
 
 def remove(args: argparse.Namespace) -> None:
-    """Removes items."""
-    made = _opened(args)
-    made.remove(args.ids)
-    _report(made)
+    """Removes items; their bytes are freed by compact."""
+    store = Store.open(args.index)
+    with store.writing():
+        store.remove(args.ids)
+    _report(store)
+
+
+def compact(args: argparse.Namespace) -> None:
+    """Merges the files of many parts into few, and frees what was removed or replaced.
+
+    The order of items and all answers stay. Searches that have the index open go on with it as it
+    was, and what they use is freed when they end. A compaction that is killed leaves the index
+    whole; the next one deletes what it left.
+    """
+    store = Store.open(args.index)
+    with store.writing():
+        freed = store.compact()
+    _report(store)
+    print(f"{freed / 2**20:,.1f} MiB freed")
 
 
 def fit(args: argparse.Namespace) -> None:
@@ -159,7 +189,7 @@ def fit(args: argparse.Namespace) -> None:
 
 def verify(args: argparse.Namespace) -> None:
     """Compares all checksums."""
-    _report(Index.open(args.index, _model(args), verify=True))
+    _report(Store.open(args.index, verify=True))
     print("every file is as it was written")
 
 

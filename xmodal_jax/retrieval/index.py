@@ -8,7 +8,7 @@ answer = index.query_text("a red circle left of a blue square", k=10)
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,10 @@ from xmodal_jax.ops.embeddings import Embeddings
 from xmodal_jax.retrieval import row_scores
 from xmodal_jax.retrieval.answers import Answer, Hit, Query
 from xmodal_jax.retrieval.first_stage import CANDIDATES, FirstStage, automatic_stage
-from xmodal_jax.retrieval.items import STORES, Item, Part, compress
-from xmodal_jax.retrieval.scan import RowScorer, Scan
+from xmodal_jax.retrieval.items import LARGEST_FLOAT16, STORES, Item, Part, compress
+from xmodal_jax.retrieval.scan import Blocks, Scan
 from xmodal_jax.retrieval.store import Store
+from xmodal_jax.retrieval.table import VECTORS
 
 STAGES = ("auto", "exact", "staged")
 
@@ -45,23 +46,22 @@ class Index:
         self._params = jax.device_put(
             model.params, jax.sharding.NamedSharding(self._mesh, jax.sharding.PartitionSpec())
         )
-        scores = row_scores.model_scores(model.model, self.side)
-        self._scorers: dict[str, RowScorer] = {
-            "model": scores,
+        scorers = {
+            "model": row_scores.model_scores(model.model, self.side),
             "likeness": row_scores.likeness(self.kind),
+            "codes": row_scores.code_scores,
         }
-        self._compiled = {name: jax.jit(score) for name, score in self._scorers.items()}
+        self._scans = {name: Scan(score, self._mesh) for name, score in scorers.items()}
         self.reload()
 
     def reload(self) -> None:
         """Reads what the store holds now."""
         self._table = self.store.table()
-        self._scans: dict[str, Scan] = {}
+        self._blocks: dict[Sequence[str], Blocks] = {}
         self._stage = None
-        if about := self.store.first_stage:
-            files = self.store.first_stage_files()
-            mean = row_scores.averages_words(self.model.model)
-            self._stage = FirstStage.load(about["name"], self.side, files, mean)
+        if files := self._table.first_stage:
+            name, mean = self.store.first_stage["name"], row_scores.averages_words(self.model.model)
+            self._stage = FirstStage.load(name, self.side, files, mean)
 
     @classmethod
     def build(
@@ -171,9 +171,7 @@ class Index:
 
     def row(self, id: str) -> int:
         """The row of an id; UserError where there is none."""
-        if id not in self._table.row_of:
-            raise UserError(f"the index {self.store.directory} has no item {id!r}")
-        return self._table.row_of[id]
+        return self._table.row(id)
 
     def item(self, id: str) -> Item:
         """The item of an id; UserError where there is none."""
@@ -189,17 +187,27 @@ class Index:
           on_stored: called with the number of items of a part when they are.
 
         Raises:
-          UserError: an id is there already, or embeddings are not finite; the parts before stay.
+          UserError: an id is there already, or a part can't be stored; the parts before stay.
         """
         added = 0
         try:
             with self.store.writing():
                 self.reload()
-                ids = set(self._table.row_of)
+                ids, dimensions = set(self._table.row_of), self._table.dimensions
                 for part in parts:
                     part.check(ids)
+                    if not part.items:
+                        continue
+                    arrays = self._arrays(part)
+                    found = {name: arrays[name].shape[-1] for name in VECTORS if name in arrays}
+                    dimensions = dimensions or found
+                    if found != dimensions:
+                        raise UserError(
+                            f"the vectors of {part.items[0].id!r} have dimensions {found} and "
+                            f"those of the index {dimensions}; encode it with the index's model"
+                        )
                     codes = self._stage.item_codes(part.embeddings) if self._stage else {}
-                    self.store.append(part.items, self._arrays(part), codes)
+                    self.store.append(part.items, arrays, codes)
                     ids.update(item.id for item in part.items)
                     added += len(part.items)
                     on_stored(len(part.items))
@@ -212,12 +220,20 @@ class Index:
         """What is stored of a part."""
         out, store = {}, self.store.about["store"]
         mask = np.asarray(part.embeddings.mask, bool)
+        vectors: dict[str, np.ndarray] = {}
         if self.kind != "vector":
-            tokens = np.where(mask[..., None], np.asarray(part.embeddings.tokens), 0)
-            out["tokens"], out["tokens_scale"] = compress(tokens, store)
+            tokens = np.asarray(part.embeddings.tokens)
+            vectors["tokens"] = np.where(mask[..., None], tokens, 0)
             out["mask"] = mask
         if self.kind != "tokens":
-            out["pooled"], out["pooled_scale"] = compress(np.asarray(part.embeddings.pooled), store)
+            vectors["pooled"] = np.asarray(part.embeddings.pooled)
+        for name, values in vectors.items():
+            out[name], out[name + "_scale"] = compress(values, store)
+            for row in np.flatnonzero(~np.isfinite(out[name]).reshape(len(mask), -1).all(1)):
+                raise UserError(
+                    f"the vectors of {part.items[row].id!r} reach {np.abs(values[row]).max():,.0f} "
+                    f"and float16 ends at {LARGEST_FLOAT16:,.0f}; make an index with store=int8"
+                )
         if part.boxes is not None:
             out["boxes"] = np.asarray(part.boxes, np.float16)
         return out
@@ -225,12 +241,22 @@ class Index:
     def remove(self, ids: Iterable[str]) -> None:
         """Removes items; UserError if one of them is not there, and then none is removed."""
         with self.store.writing():
-            self.reload()
-            rows = np.array([self.row(id) for id in dict.fromkeys(ids)], np.int64)
-            gone = np.flatnonzero(~self._table.live)
-            if len(rows):
-                self.store.remove(np.sort(np.concatenate([gone, rows])))
+            self.store.remove(ids)
         self.reload()
+
+    def compact(self) -> int:
+        """Merges the files of many parts, without what was removed; returns how many bytes less.
+
+        Rows get other numbers. Other processes that have the index open go on with it as it was.
+
+        Raises:
+          UserError: there is no room for the merged files, which are written first, or one is
+            damaged.
+        """
+        with self.store.writing():
+            freed = self.store.compact()
+        self.reload()
+        return freed
 
     # Asking
 
@@ -328,11 +354,11 @@ class Index:
         chosen = self._table.chosen(where or {})
         if stage == "exact":
             scorer, asked = self._asked(query)
-            rows, scores = self._scan(scorer).top(asked, k, chosen)
+            rows, scores = self._top(scorer, asked, k, chosen)
         else:
             assert self._stage is not None
             code = self._stage.query_code(query.embeddings, query.side)
-            rows, _ = self._scan("codes").top(code, max(candidates, k), chosen)
+            rows, _ = self._top("codes", code, max(candidates, k), chosen)
             rows, scores = self._rescored(query, rows, k)
         items = self._table.items
         hits = [
@@ -366,12 +392,15 @@ class Index:
             return stage
         return automatic_stage(self.kind, self.store.first_stage, len(self))
 
-    def _scan(self, name: str) -> Scan:
-        if name not in self._scans:
-            arrays = row_scores.CODES if name == "codes" else row_scores.ARRAYS[self.kind]
-            score = row_scores.code_scores if name == "codes" else self._scorers[name]
-            self._scans[name] = Scan(self._table, arrays, score, self._mesh)
-        return self._scans[name]
+    def _top(
+        self, scorer: str, asked: Any, k: int, chosen: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The k best of the chosen rows; see `Scan.top`."""
+        # The two scores of items read the same arrays, which are kept once.
+        names = row_scores.CODES if scorer == "codes" else row_scores.ARRAYS[self.kind]
+        if names not in self._blocks:
+            self._blocks[names] = Blocks(self._table, names, self._mesh)
+        return self._scans[scorer].top(self._blocks[names], asked, k, chosen)
 
     def _asked(self, query: Query) -> tuple[str, Any]:
         """The scorer of a query, and what it is given."""
@@ -393,13 +422,17 @@ class Index:
         filled = np.resize(np.arange(count), 1 << (count - 1).bit_length())
         scorer, asked = self._asked(query)
         whole = {name: array[filled] for name, array in block.items()}
-        return np.asarray(self._compiled[scorer](whole, asked))[:count]
+        return np.asarray(self._scans[scorer].scores(whole, asked))[:count]
 
     # Explaining
 
+    def have_boxes(self, rows: np.ndarray) -> np.ndarray:
+        """bool [n], which of some rows have boxes."""
+        return self._table.has("boxes", rows)
+
     def stored_boxes(self, rows: np.ndarray) -> np.ndarray | None:
-        """float [n, R, 4] of some rows, x1, y1, x2, y2 in 0..1; None where there are none."""
-        if not self._table.has("boxes", rows):
+        """float [n, R, 4] of some rows, x1, y1, x2, y2 in 0..1; None where one has none."""
+        if not self.have_boxes(rows).all():
             return None
         return self._table.take(rows, ("boxes",))["boxes"].astype(np.float32)
 
@@ -425,4 +458,4 @@ class Index:
 
     def close(self) -> None:
         """Gives back the memory of what was read; files are opened again when they are needed."""
-        self._scans = {}
+        self._blocks = {}

@@ -9,6 +9,7 @@ from xmodal_jax.errors import UserError
 from xmodal_jax.ops.embeddings import Embeddings
 
 STORES = ("int8", "float16")
+LARGEST_FLOAT16 = 65504.0
 _LONGEST = 500  # characters of an id
 
 
@@ -56,7 +57,10 @@ class Part:
     boxes: np.ndarray | None = None
 
     def check(self, taken: Set[str]) -> None:
-        """Raises a UserError that names an item whose id is taken, or embeddings are not finite."""
+        """Raises a UserError that names the item or part that can't be stored.
+
+        An id is taken or comes twice, arrays are of other items than these, or values not finite.
+        """
         seen: set[str] = set()
         for item in self.items:
             if item.id in taken or item.id in seen:
@@ -66,11 +70,37 @@ class Part:
             np.asarray(x)
             for x in (self.embeddings.tokens, self.embeddings.mask, self.embeddings.pooled)
         )
+        self._check_shapes(tokens, mask, pooled)
         well = np.isfinite(np.where(mask[..., None], tokens, 0)).all((1, 2))
         well &= np.isfinite(pooled).all(1)
         for row in np.flatnonzero(~well):
             raise UserError(
                 f"the embeddings of {self.items[row].id!r} are not finite; check its features"
+            )
+        if self.boxes is not None:
+            boxes = np.asarray(self.boxes)
+            # As float16, in which they are stored.
+            for row in np.flatnonzero(~(np.abs(boxes) <= LARGEST_FLOAT16).all((1, 2))):
+                raise UserError(
+                    f"a box of {self.items[row].id!r} is not finite; give x1, y1, x2, y2 in 0..1"
+                )
+
+    def _check_shapes(self, tokens: np.ndarray, mask: np.ndarray, pooled: np.ndarray) -> None:
+        count = len(self.items)
+        well = tokens.ndim == 3 and mask.shape == tokens.shape[:2] and pooled.ndim == 2
+        well = well and len(tokens) == len(pooled) == count
+        shapes = {"tokens": tokens.shape, "mask": mask.shape, "pooled": pooled.shape}
+        if self.boxes is not None:
+            shapes["boxes"] = boxes = np.shape(self.boxes)
+            well = well and len(boxes) == 3 and boxes[0] == count and boxes[2] == 4
+            # A model of kind vector keeps no regions, and its items may have boxes.
+            well = well and (boxes[1] == mask.shape[1] or not mask.any())
+        if not well:
+            told = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+            of = f"the part of {self.items[0].id!r}" if self.items else "a part"
+            raise UserError(
+                f"{of} has {count} items with {told}; give [n, R, D], [n, R], [n, D] and "
+                "[n, R, 4], with the n of the items"
             )
 
 
@@ -82,7 +112,10 @@ def compress(values: np.ndarray, store: str) -> tuple[np.ndarray, np.ndarray]:
     """
     values = np.asarray(values, np.float32)
     if store == "float16":
-        return values.astype(np.float16), np.ones((*values.shape[:-1], 1), np.float32)
+        # What is too large becomes infinite; `Index.add` refuses it.
+        with np.errstate(over="ignore"):
+            values = values.astype(np.float16)
+        return values, np.ones((*values.shape[:-1], 1), np.float32)
     if store != "int8":
         raise UserError(f"store={store!r} is not known; use {' or '.join(STORES)}")
     largest = np.abs(values).max(axis=-1, keepdims=True, initial=0)

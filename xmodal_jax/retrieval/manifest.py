@@ -40,6 +40,14 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_directory(path: Path) -> None:
+    """Makes a directory and those above it; their names are on the disk when it returns."""
+    missing = [directory for directory in (path, *path.parents) if not directory.exists()]
+    for directory in reversed(missing):
+        directory.mkdir(exist_ok=True)
+        sync(directory.parent)
+
+
 def _render(content: dict[str, Any]) -> bytes:
     text = json.dumps(content, indent=1, sort_keys=True)
     seal = hashlib.sha256(text.encode()).hexdigest()

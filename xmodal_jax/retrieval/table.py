@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from xmodal_jax.errors import UserError
 from xmodal_jax.retrieval.items import Item
-from xmodal_jax.retrieval.shards import ArrayFiles, Shard
+from xmodal_jax.retrieval.shards import ArrayFiles, Arrays, Shard
 
-Arrays = dict[str, np.ndarray]
+VECTORS = ("tokens", "pooled")  # arrays of which all rows have vectors of one dimension
 
 
 class Table:
@@ -16,13 +17,18 @@ class Table:
 
     Attributes:
       live: bool [N], False where an item was removed.
+      first_stage: arrays of what made the codes, if there are any.
     """
 
     def __init__(
-        self, shards: Sequence[Shard], codes: Sequence[ArrayFiles], removed: np.ndarray
+        self,
+        shards: Sequence[Shard],
+        codes: Sequence[ArrayFiles],
+        removed: np.ndarray,
+        first_stage: ArrayFiles | None,
     ) -> None:
         """codes: beside each shard, what the first stage keeps of it; removed: rows."""
-        self._shards, self._codes = shards, codes
+        self._shards, self._codes, self.first_stage = shards, codes, first_stage
         self._starts = np.cumsum([0, *(shard.count for shard in shards)])
         self.live = np.ones(self._starts[-1], bool)
         self.live[removed] = False
@@ -40,6 +46,12 @@ class Table:
         """The row of each id that was not removed."""
         return {item.id: row for row, item in enumerate(self.items) if self.live[row]}
 
+    def row(self, id: str) -> int:
+        """The row of an id; UserError where there is none."""
+        if id not in self.row_of:
+            raise UserError(f"the index has no item {id!r}")
+        return self.row_of[id]
+
     def chosen(self, where: Mapping[str, str]) -> np.ndarray:
         """bool [N], the live rows whose fields have these values."""
         if not where:
@@ -55,10 +67,16 @@ class Table:
             (s[name].shape[1] for s in self._shards for name in names if name in s), default=0
         )
 
-    def has(self, name: str, rows: np.ndarray) -> bool:
-        """Whether all of these rows were stored with this array."""
-        owner = np.unique(np.searchsorted(self._starts, rows, side="right") - 1)
-        return all(name in self._shards[number] for number in owner)
+    @functools.cached_property
+    def dimensions(self) -> dict[str, int]:
+        """Of the vectors, by the names of their arrays; empty without a shard."""
+        first = self._shards[:1]
+        return {name: s[name].shape[-1] for s in first for name in VECTORS if name in s}
+
+    def has(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """bool [n], whether these rows [n] were stored with this array."""
+        owner = np.searchsorted(self._starts, rows, side="right") - 1
+        return np.array([name in shard for shard in self._shards], bool)[owner]
 
     def take(self, rows: np.ndarray, names: Sequence[str]) -> Arrays:
         """The named arrays of some rows [n], padded to `width` vectors an item.

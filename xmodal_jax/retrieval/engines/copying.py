@@ -1,5 +1,6 @@
 """The items of an embedded index are copied to another engine."""
 
+import itertools
 from collections.abc import Callable, Iterator
 
 import jax
@@ -15,10 +16,13 @@ _PART = 1024  # items
 def stored_parts(index: Index, size: int = _PART) -> Iterator[Part]:
     """All items of an index with their embeddings, as they are stored."""
     rows, items = np.flatnonzero(index.live), index.items()
-    for start in range(0, len(rows), size):
-        own = rows[start : start + size]
+    # A part has boxes for all of its items or for none.
+    ends = np.flatnonzero(np.diff(index.have_boxes(rows))) + 1
+    starts = np.union1d(np.arange(0, len(rows), size), ends)
+    for start, end in itertools.pairwise([*starts, len(rows)]):
+        own = rows[start:end]
         stored = jax.tree.map(np.asarray, index.stored(own))
-        yield Part(items[start : start + size], stored, index.stored_boxes(own))
+        yield Part(items[start:end], stored, index.stored_boxes(own))
 
 
 def copy(
