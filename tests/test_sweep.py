@@ -154,6 +154,14 @@ def test_a_sweep_stops_continues_goes_on_after_failures_and_ends(arguments, tmp_
     assert lines[2:] == printed.out.splitlines()[3:]
     assert {path: os.stat(path).st_mtime_ns for path in out.rglob("*")} == before
 
+    # A run that is older than a field of the configuration is finished all the same.
+    path = out / "teran" / "seed0" / "config.json"
+    config = json.loads(path.read_text())
+    del config["evaluate"]["spice"], config["scorer"]
+    path.write_text(json.dumps(config))
+    assert sweep.main([*words, "--dry_run"]) == 0
+    assert capsys.readouterr().out.splitlines() == expected
+
     # An evaluation of an older version, which wrote no report, is made again.
     report = out / "teran" / "seed0" / "report_test_full" / "report.json"
     report.rename(report.with_suffix(".aside"))

@@ -29,8 +29,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, TextIO
+from typing import TextIO
 
+import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
@@ -39,6 +40,7 @@ from xmodal_jax.errors import UserError
 from xmodal_jax.metrics.ranking import PROTOCOLS
 from xmodal_jax.report import files as report_files
 from xmodal_jax.scoring import evaluation_path, report_path, scoring_name
+from xmodal_jax.workdir import differences
 
 # What the sweep itself says to its members.
 _RESERVED = (
@@ -103,23 +105,26 @@ class Member:
     def is_finished(self) -> bool:
         """Whether the workdir has evaluation and report of a whole run of this configuration.
 
-        Where it has another one, main is asked, which knows the differences that do not matter.
+        Where that differs, main is asked, which knows the differences that do not matter.
         """
         path = self.workdir / "config.json"
         if not path.is_file() or not self.evaluation.is_file() or not self.report.is_file():
             return False
         done, steps = self.steps()
-        return done == steps and json.loads(path.read_text()) == load_config(self.arguments)
+        config = load_config(self.arguments)
+        if config is None or done < steps:
+            return False
+        return next(differences(self.workdir, config), None) is None
 
 
-def load_config(arguments: Sequence[str]) -> dict[str, Any] | None:
+def load_config(arguments: Sequence[str]) -> ml_collections.ConfigDict | None:
     """The configuration main makes of its flags; None if they are wrong, which main explains."""
     values = flags.FlagValues()
     argv = ["main", *arguments]
     config = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
     try:
         values(argv, known_only=True)
-        return json.loads(json.dumps(config.value.to_dict()))
+        return config.value.copy_and_resolve_references()
     except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError):
         return None
 

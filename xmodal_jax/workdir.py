@@ -1,7 +1,7 @@
 """The directory of a run: whose it is, its configuration, and files that are whole or absent."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,17 +42,26 @@ def claim_workdir(
         workdir.mkdir(parents=True, exist_ok=True)
         write_json(path, config.to_dict())
         return
+    for field, here, there in differences(workdir, config):
+        if not any(field == f or field.startswith(f + ".") for f in free):
+            raise UserError(
+                f"workdir {workdir} belongs to a run with {field}={there!r}, not {here!r}; "
+                "choose another --workdir or give the same configuration"
+            )
+
+
+def differences(
+    workdir: Path, config: ml_collections.ConfigDict
+) -> Iterator[tuple[str, object, object]]:
+    """Fields in which a configuration differs from the workdir's: name, its own value, theirs."""
     mine = flatten_dict(json.loads(json.dumps(config.to_dict())), sep=".")
     others = flatten_dict(json.loads(json.dumps(read_config(workdir).to_dict())), sep=".")
     for field in sorted(mine.keys() | others.keys()):
         here, there = mine.get(field), others.get(field)
         if field in _DIRECTORIES:
             here, there = (str(name).split("/")[-2:] for name in (here, there))
-        if here != there and not any(field == f or field.startswith(f + ".") for f in free):
-            raise UserError(
-                f"workdir {workdir} belongs to a run with {field}={there!r}, not {here!r}; "
-                "choose another --workdir or give the same configuration"
-            )
+        if here != there:
+            yield field, here, there
 
 
 def has_checkpoint(workdir: Path) -> bool:
