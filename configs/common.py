@@ -97,7 +97,7 @@ def get_config() -> ml_collections.ConfigDict:
     # Wrong versions of the captions, by category: how often does the right one score higher?
     evaluate.probes = False
     # What --mode=evaluate puts into its report.
-    evaluate.images = ""  # directory of the image files, for pictures of the failures
+    evaluate.images = ""  # directory of the image files, for pictures of the examples
     evaluate.spice = ""  # the TERAN reference's relevances of this split, for NDCG with SPICE
     evaluate.teran_parity = False  # also the figures that the TERAN reference would print
     evaluate.alignments = False  # also which region answered which word, for each caption

@@ -23,7 +23,7 @@ from xmodal_jax.report import __main__ as program
 from xmodal_jax.report.build import Options, build_report
 from xmodal_jax.report.collection import Collection
 from xmodal_jax.report.comparison import compare, make_run
-from xmodal_jax.report.failures import choose_failures
+from xmodal_jax.report.examples import choose_failures, choose_successes
 from xmodal_jax.report.files import read_report
 from xmodal_jax.report.matrices import ScoreSaver, read_scores
 from xmodal_jax.report.page import render_page
@@ -522,6 +522,15 @@ def test_failures_are_the_worst_and_a_draw_of_the_others():
     worst = rank[chosen[:5]]
     assert worst.tolist() == sorted(rank, reverse=True)[:5]
     assert all(a <= b for a, b in itertools.pairwise(chosen[5:]))
+
+
+def test_successes_are_drawn_from_the_queries_whose_best_result_is_right():
+    scores = make_scores(strength=1.0)
+    rows = make_collection().caption_rows()
+    found = [example.place for example in choose_successes(make_report(scores), "t2i", shown=6)]
+    assert len(set(found)) == 6 and found == sorted(found)
+    assert all(scores[:, place].argmax() == rows[place] for place in found)
+    assert choose_successes(make_report(np.ones_like(scores)), "t2i") == []
 
 
 def test_reports_need_neither_jax_nor_tensorflow():

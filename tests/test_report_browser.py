@@ -69,10 +69,10 @@ def test_an_error_would_be_seen(browser, tmp_path):
 
 def test_failures_show_pictures_and_can_be_searched(browser, pages):
     opened(browser, pages / "a" / "report.html")
-    [picture, *_] = browser.find_elements(By.CSS_SELECTOR, ".failure .picture")
+    [picture, *_] = browser.find_elements(By.CSS_SELECTOR, ".example .picture")
     assert picture.size == {"width": 112, "height": 112}
     assert "data:image/jpeg" in picture.value_of_css_property("background-image")
-    failures = browser.find_elements(By.CLASS_NAME, "failure")
+    failures = browser.find_elements(By.CLASS_NAME, "example")
     browser.find_element(By.ID, "filter").send_keys("</STYLE>7")
     shown = [item for item in failures if item.is_displayed()]
     assert 0 < len(shown) < len(failures)

@@ -14,7 +14,7 @@ from xmodal_jax.metrics.parts import Part
 from xmodal_jax.report.build import Options, build_report, make_fine_figures
 from xmodal_jax.report.collection import Collection
 from xmodal_jax.report.content import Report
-from xmodal_jax.report.failures import shown_pairs
+from xmodal_jax.report.examples import shown_pairs
 from xmodal_jax.report.matrices import ScoreSaver
 from xmodal_jax.report.pictures import Pictures
 from xmodal_jax.report.relevance import corrected_of, relevances_of
@@ -50,7 +50,7 @@ def run_report(
       directory: of the report.
       outcomes: makes those of the evaluators beside retrieval.
       align: words and regions of each caption with an image, given by image ids [C].
-      align_pairs: the same of pairs of image ids [P] and P captions, for the failures.
+      align_pairs: the same of pairs of image ids [P] and P captions, for the examples.
     """
     names = collection.image_names
     pictures = Pictures(Path(section.images), names) if section.images else None

@@ -45,7 +45,7 @@ _SCORES = """the scores (.npz, read without pickles) hold
   scores_t2i         [captions, images], if that direction has scores of its own
   image_ids          [images] whole numbers     } without them the captions of an image stand
   caption_image_ids  [captions] the image of it } together, the same number of each image
-  captions           [captions] texts: for NDCG@25 with ROUGE-L, lengths and failures
+  captions           [captions] texts: for NDCG@25 with ROUGE-L, lengths and examples
   image_names        [images] file names: for pictures, and COCO's corrected ground truth
 
 for example: numpy.savez("scores.npz", scores=s, captions=numpy.array(texts))
@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument(
         "--teran-parity", action="store_true", help="also what the TERAN reference would print"
     )
-    one.add_argument("--images", type=Path, metavar="DIR", help="image files, for the failures")
+    one.add_argument("--images", type=Path, metavar="DIR", help="image files, for the examples")
     one.add_argument(
         "--trec",
         type=int,

@@ -1,4 +1,4 @@
-"""A report as one HTML file: tables, plots and failures, which any browser opens offline."""
+"""A report as one HTML file: tables, plots and examples, which any browser opens offline."""
 
 import html
 import itertools
@@ -14,7 +14,7 @@ from xmodal_jax.report import plots
 from xmodal_jax.report.comparison import Difference, Run
 from xmodal_jax.report.content import SIDE_TITLES, TITLES, Report
 from xmodal_jax.report.drawings import Drawings, Pair
-from xmodal_jax.report.failures import PictureSheet, render_failures
+from xmodal_jax.report.examples import PictureSheet, render_failures, render_successes
 from xmodal_jax.report.pictures import Pictures
 from xmodal_jax.report.style import CSS, POLICY, SCRIPT
 from xmodal_jax.report.terminal import SEEDS, comparison_rows, fine_rows, rows_of
@@ -60,8 +60,8 @@ def render_page(
 ) -> str:
     """The page of one report.
 
-    pictures: of the images, for the failures.
-    alignments: words and regions of pairs among `failures.shown_pairs`.
+    pictures: of the images, for the examples.
+    alignments: words and regions of pairs among `examples.shown_pairs`.
     """
     sheet = PictureSheet(pictures)
     ranks = {SIDE_TITLES[side]: report.tables[side].rank() for side in SIDES}
@@ -84,9 +84,12 @@ def render_page(
         body += ["<h2>What the TERAN reference would print</h2>", _parity(report)]
     body.append(
         '<h2>Failures</h2><p><input id="filter" type="search" placeholder="show those with ..." '
-        'aria-label="show failures with this text"></p>'
+        'aria-label="show examples with this text"></p>'
     )
-    body.append(render_failures(report, sheet, Drawings(alignments or {}, pictures)))
+    drawings = Drawings(alignments or {}, pictures)
+    body.append(render_failures(report, sheet, drawings))
+    if successes := render_successes(report, sheet, drawings):
+        body += ["<h2>Successes</h2>", successes]
     return document(str(report.about.get("name", "report")), body, sheet.style())
 
 

@@ -22,9 +22,9 @@ svg text{font-size:10px;fill:var(--soft)}.grid{stroke:var(--rule)}.range{stroke:
 .key{display:inline-block;width:.7em;height:.7em;margin:0 .3em 0 .6em}
 .k0{background:var(--c0)}.k1{background:var(--c1)}
 .best{font-weight:700}
-.failure{border:1px solid var(--rule);border-radius:6px;padding:.6rem;margin:.6rem 0}
-.failure small{display:block}.failure ol{display:flex;flex-wrap:wrap;gap:.5rem;padding-left:1.2rem}
-.failure ol.i2t{display:block}.failure li{padding:.1rem .4rem}.hit{background:var(--hit)}
+.example{border:1px solid var(--rule);border-radius:6px;padding:.6rem;margin:.6rem 0}
+.example small{display:block}.example ol{display:flex;flex-wrap:wrap;gap:.5rem;padding-left:1.2rem}
+.example ol.i2t{display:block}.example li{padding:.1rem .4rem}.hit{background:var(--hit)}
 .words{display:flex;flex-wrap:wrap;gap:1rem}.words figure{width:320px}
 .words img{display:block;max-width:100%;height:auto}
 .picture{display:inline-block;width:112px;height:112px;background:center/contain no-repeat}
@@ -35,7 +35,7 @@ SCRIPT = """
 const box = document.getElementById("filter");
 if (box) box.addEventListener("input", () => {
   const wanted = box.value.toLowerCase();
-  for (const item of document.querySelectorAll(".failure")) {
+  for (const item of document.querySelectorAll(".example")) {
     const names = [...item.querySelectorAll("[title]")].map(x => x.title);
     const text = [item.textContent, ...names].join(" ");
     item.hidden = !text.toLowerCase().includes(wanted);

@@ -26,7 +26,7 @@ def write_report(
     Args:
       directory: made if it is not there.
       report: as `build_report` makes it.
-      pictures: of the images, for the failures.
+      pictures: of the images, for the examples.
       alignments: further columns of captions in the CSV file, such as their words and regions.
       shown: words and regions of the pairs that the page shows.
       trec: also write `{i2t,t2i}.{run,qrels}`, with so many targets for each query; 0 for neither.

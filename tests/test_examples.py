@@ -1,4 +1,4 @@
-"""The words and regions of a report's failures: which pairs, their alignments, and the page."""
+"""The words and regions of a report's examples: which pairs, their alignments, and the page."""
 
 import base64
 import dataclasses
@@ -15,7 +15,7 @@ from xmodal_jax import visualize
 from xmodal_jax.evaluators.encoding import Encoder
 from xmodal_jax.evaluators.pairs import PairAligner
 from xmodal_jax.matched_words import Alignment, MatchedWord
-from xmodal_jax.report.failures import SHOWN, Failure, pairs_of, shown_pairs
+from xmodal_jax.report.examples import SHOWN, SHOWN_RIGHT, Example, pairs_of, shown_pairs
 from xmodal_jax.report.page import render_page
 from xmodal_jax.report.pictures import Pictures
 
@@ -28,11 +28,11 @@ def test_pairs_are_the_right_one_and_that_of_the_best_result():
     rows = make_collection().caption_rows()
     scores = make_scores(strength=0.1)
     for place in range(len(rows)):
-        right, best = pairs_of(report, Failure("t2i", place))
+        right, best = pairs_of(report, Example("t2i", place))
         assert right == (rows[place], place)
         assert best == (int(scores[:, place].argmax()), place)
     for place in range(len(scores)):
-        right, best = pairs_of(report, Failure("i2t", place))
+        right, best = pairs_of(report, Example("i2t", place))
         assert best == (place, int(scores[place].argmax()))
         own = np.flatnonzero(rows == place)
         assert right[0] == place and right[1] in own
@@ -40,7 +40,7 @@ def test_pairs_are_the_right_one_and_that_of_the_best_result():
         if len(found := [target for target in top if target in own]):
             assert right[1] == own[scores[place, own].argmax()] == found[0]
     pairs = shown_pairs(report)
-    assert len(set(pairs)) == len(pairs) <= 4 * SHOWN
+    assert len(set(pairs)) == len(pairs) <= 4 * SHOWN + 2 * SHOWN_RIGHT
 
 
 def loop_words(regions, words):
@@ -109,7 +109,7 @@ def drawings(page):
 
 
 @pytest.mark.parametrize("with_pictures", [True, False])
-def test_a_page_draws_the_words_of_its_failures(tmp_path, with_pictures):
+def test_a_page_draws_the_words_of_its_examples(tmp_path, with_pictures):
     report = make_report(make_scores(strength=0.1))
     pairs = shown_pairs(report)
     pictures = None
@@ -120,11 +120,11 @@ def test_a_page_draws_the_words_of_its_failures(tmp_path, with_pictures):
         pictures = Pictures(tmp_path, names)
     page = render_page(report, pictures, dict.fromkeys(pairs, Alignment(BOXES, WORDS)))
     drawn = drawings(page)
-    failures = page.count('<article class="failure">')
-    assert failures and len(drawn) == page.count("<figcaption>right: ") + page.count(
+    examples = page.count('<article class="example">')
+    assert examples and len(drawn) == page.count("<figcaption>right: ") + page.count(
         "<figcaption>best result: "
     )
-    assert failures <= len(drawn) <= 2 * failures
+    assert examples <= len(drawn) <= 2 * examples
     # The frame of the first word: from 0.1 of the width to 0.5, below a picture's rim.
     pixels = np.asarray(drawn[0]).astype(int)
     high = 160 if with_pictures else 240
@@ -160,7 +160,7 @@ def test_a_page_stays_small(tmp_path):
     )
     words = [MatchedWord(f"word{n}", 0, 1, n % 2, 0.5) for n in range(20)]
     pairs = shown_pairs(report)
-    assert 60 < len(pairs) <= 4 * SHOWN
+    assert 60 < len(pairs) <= 4 * SHOWN + 2 * SHOWN_RIGHT
     plain = len(render_page(report))
     some = dict.fromkeys(pairs[:10], Alignment(BOXES, words))
     page = render_page(report, Pictures(tmp_path, names), some)

@@ -1,4 +1,4 @@
-"""Queries whose best target is wrong, chosen and laid out for a reader."""
+"""Queries whose best target is wrong, and some whose best is right, laid out for a reader."""
 
 import dataclasses
 import html
@@ -11,17 +11,18 @@ from xmodal_jax.report.drawings import Drawings, Pair
 from xmodal_jax.report.pictures import Pictures
 
 SHOWN, RESULTS = 40, 5
+SHOWN_RIGHT = 10
 
 
 @dataclasses.dataclass(frozen=True)
-class Failure:
-    """A query of one direction: its place in the table, whose rank is above 1."""
+class Example:
+    """A query of one direction: its place in the table."""
 
     side: str
     place: int
 
 
-def choose_failures(report: Report, side: str, shown: int = SHOWN, seed: int = 0) -> list[Failure]:
+def choose_failures(report: Report, side: str, shown: int = SHOWN, seed: int = 0) -> list[Example]:
     """Half of them the worst ranks, half drawn from the others: the worst alone mislead.
 
     A far rank is often the fault of the ground truth.
@@ -32,7 +33,16 @@ def choose_failures(report: Report, side: str, shown: int = SHOWN, seed: int = 0
     worst, others = order[: shown // 2], order[shown // 2 :]
     rng = np.random.default_rng(seed)
     drawn = rng.choice(others, min(len(others), shown - len(worst)), replace=False)
-    return [Failure(side, int(k)) for k in [*worst, *np.sort(drawn)]]
+    return [Example(side, int(k)) for k in [*worst, *np.sort(drawn)]]
+
+
+def choose_successes(
+    report: Report, side: str, shown: int = SHOWN_RIGHT, seed: int = 0
+) -> list[Example]:
+    """A draw of the queries whose best target is right, and not merely equal to a right one."""
+    right = np.flatnonzero(report.tables[side].rank() == 0)
+    drawn = np.random.default_rng(seed).choice(right, min(len(right), shown), replace=False)
+    return [Example(side, int(k)) for k in np.sort(drawn)]
 
 
 class PictureSheet:
@@ -63,13 +73,13 @@ class PictureSheet:
         )
 
 
-def pairs_of(report: Report, failure: Failure) -> tuple[Pair, Pair]:
+def pairs_of(report: Report, example: Example) -> tuple[Pair, Pair]:
     """The right pair, of several the best one that the table has, and that of the best result."""
-    table, rows = report.tables[failure.side], report.collection.caption_rows()
-    top = table.top[failure.place]
-    own = int(table.images[failure.place])
-    if failure.side == "t2i":
-        caption = int(table.queries[failure.place])
+    table, rows = report.tables[example.side], report.collection.caption_rows()
+    top = table.top[example.place]
+    own = int(table.images[example.place])
+    if example.side == "t2i":
+        caption = int(table.queries[example.place])
         return (own, caption), (int(top[0]), caption)
     found = [target for target in top if rows[target] == own]
     right = found[0] if found else np.flatnonzero(rows == own)[0]
@@ -78,7 +88,8 @@ def pairs_of(report: Report, failure: Failure) -> tuple[Pair, Pair]:
 
 def shown_pairs(report: Report) -> list[Pair]:
     """All pairs that a page shows the words and regions of, each once."""
-    chosen = [failure for side in SIDES for failure in choose_failures(report, side)]
+    choices = choose_failures, choose_successes
+    chosen = [example for choose in choices for side in SIDES for example in choose(report, side)]
     return list(dict.fromkeys(pair for one in chosen for pair in pairs_of(report, one)))
 
 
@@ -88,11 +99,6 @@ def render_failures(report: Report, sheet: PictureSheet, drawings: Drawings) -> 
     Below them, drawings of the right pair and of the one that was taken for it.
     """
     out = []
-    if drawings:
-        out.append(
-            "<p><small>A frame in a word's colour is the region most similar to it; the bars are "
-            "these similarities, from 0 to 1.</small></p>"
-        )
     for side, title in SIDE_TITLES.items():
         failures = choose_failures(report, side)
         table = report.tables[side]
@@ -102,15 +108,34 @@ def render_failures(report: Report, sheet: PictureSheet, drawings: Drawings) -> 
             f"{len(failures)} of them</h3>"
         )
         out.extend(_render(report, failure, sheet, drawings) for failure in failures)
-    return "".join(out)
+    return _drawings_note(drawings) + "".join(out)
 
 
-def _render(report: Report, failure: Failure, sheet: PictureSheet, drawings: Drawings) -> str:
-    table, collection = report.tables[failure.side], report.collection
-    place, rows = failure.place, collection.caption_rows()
+def render_successes(report: Report, sheet: PictureSheet, drawings: Drawings) -> str:
+    """The same of some queries whose best result is right; nothing where there are none."""
+    out = []
+    for side, title in SIDE_TITLES.items():
+        if chosen := choose_successes(report, side):
+            out.append(f"<h3>{title}: {len(chosen)} queries, drawn at random</h3>")
+            out.extend(_render(report, example, sheet, drawings) for example in chosen)
+    return _drawings_note(drawings) + "".join(out) if out else ""
+
+
+def _drawings_note(drawings: Drawings) -> str:
+    if not drawings:
+        return ""
+    return (
+        "<p><small>A frame in a word's colour is the region most similar to it; the bars are "
+        "these similarities, from 0 to 1.</small></p>"
+    )
+
+
+def _render(report: Report, example: Example, sheet: PictureSheet, drawings: Drawings) -> str:
+    table, collection = report.tables[example.side], report.collection
+    place, rows = example.place, collection.caption_rows()
     own = int(table.images[place])
     query = int(table.queries[place])
-    if failure.side == "i2t":
+    if example.side == "i2t":
         asked = sheet.show(own, collection.image_label(own))
         texts = [int(c) for c in np.flatnonzero(rows == own)]
         wanted = "".join(f"<li>{html.escape(collection.caption_label(c))}</li>" for c in texts)
@@ -121,7 +146,7 @@ def _render(report: Report, failure: Failure, sheet: PictureSheet, drawings: Dra
     results = []
     best = zip(table.top[place][:RESULTS], table.top_scores[place][:RESULTS], strict=True)
     for target, score in best:
-        if failure.side == "i2t":
+        if example.side == "i2t":
             hit = rows[target] == own
             text = html.escape(collection.caption_label(int(target)))
             shown = f"<q>{text}</q>"
@@ -130,13 +155,13 @@ def _render(report: Report, failure: Failure, sheet: PictureSheet, drawings: Dra
             shown = sheet.show(int(target), collection.image_label(int(target)))
         kind = ' class="hit"' if hit else ""
         results.append(f"<li{kind}>{shown}<small>{score:.4g}</small></li>")
-    right_pair, best_pair = pairs_of(report, failure)
+    right_pair, best_pair = pairs_of(report, example)
     drawn = drawings.show(right_pair, f"right: {collection.caption_label(right_pair[1])}")
     if best_pair != right_pair:  # of equal scores a right one may come first
         drawn += drawings.show(best_pair, f"best result: {collection.caption_label(best_pair[1])}")
     return (
-        f'<article class="failure"><div>{asked}<small>first right result at '
+        f'<article class="example"><div>{asked}<small>first right result at '
         f"{table.rank()[place] + 1:.4g}</small></div><div><b>right</b> {right}</div>"
-        f'<ol class="{failure.side}">{"".join(results)}</ol>'
+        f'<ol class="{example.side}">{"".join(results)}</ol>'
         f'<div class="words">{drawn}</div></article>'
     )
