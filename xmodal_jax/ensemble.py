@@ -26,8 +26,7 @@ import numpy as np
 from absl import logging
 
 from configs import common
-from data_pipeline.errors import DataError
-from xmodal_jax.errors import UserError
+from xmodal_jax.errors import UserError, exit_code
 from xmodal_jax.metrics.ranking import PROTOCOLS
 from xmodal_jax.report.collection import Collection
 from xmodal_jax.report.files import PAGE
@@ -299,12 +298,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     # The libraries report every file they read at INFO.
     logging.set_verbosity(logging.WARNING)
-    try:
-        run(args)
-    except (UserError, DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -20,9 +20,8 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from data_pipeline.errors import DataError
 from xmodal_jax.command_line import parse_flags
-from xmodal_jax.errors import UserError
+from xmodal_jax.errors import MISTAKES, UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Configuration file, with an optional variant: configs/coco.py:teran."
@@ -98,7 +97,7 @@ def main() -> None:
     """Entry point: a user's mistake is one line and exit code 2, no traceback."""
     try:
         app.run(lambda _: run(), flags_parser=parse_flags)
-    except (UserError, DataError, OSError) as error:
+    except MISTAKES as error:
         print(f"error: {error}", file=sys.stderr)
         _leave(2)
     except (Exception, KeyboardInterrupt):

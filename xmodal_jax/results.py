@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from xmodal_jax import run_record
-from xmodal_jax.errors import UserError
+from xmodal_jax.errors import UserError, exit_code
 from xmodal_jax.scoring import evaluation_path, report_path, scoring_name
 
 COLUMNS = ("i2t/r1", "i2t/r5", "i2t/r10", "t2i/r1", "t2i/r5", "t2i/r10", "rsum", "pointing")
@@ -267,15 +267,14 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the table; returns the exit code."""
     args = _parser().parse_args(argv)
-    try:
-        found = [read(path, args.split, args.protocol, args.scoring) for path in args.paths]
-        columns = choose_columns(found, [name for name in args.columns.split(",") if name])
-        cells = grouped_table(found, columns) if args.group else table(found, columns)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_code(lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> None:
+    found = [read(path, args.split, args.protocol, args.scoring) for path in args.paths]
+    columns = choose_columns(found, [name for name in args.columns.split(",") if name])
+    cells = grouped_table(found, columns) if args.group else table(found, columns)
     print(render(cells, args.markdown))
-    return 0
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from xmodal_jax.errors import UserError
+from xmodal_jax.errors import UserError, exit_code
 from xmodal_jax.metrics.measures import TOP
 from xmodal_jax.metrics.parts import Part
 from xmodal_jax.metrics.ranking import PROTOCOLS
@@ -219,12 +219,8 @@ def _compare(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Writes a report or a comparison; returns the exit code."""
     args = _parser().parse_args(argv)
-    try:
-        (_evaluate if args.command == "evaluate" else _compare)(args)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    command = _evaluate if args.command == "evaluate" else _compare
+    return exit_code(lambda: command(args))
 
 
 if __name__ == "__main__":

@@ -25,8 +25,7 @@ from typing import Any
 
 from absl import logging
 
-from data_pipeline.errors import DataError
-from xmodal_jax.errors import UserError
+from xmodal_jax.errors import exit_code
 from xmodal_jax.retrieval import commands
 from xmodal_jax.retrieval.bench import ENGINES
 from xmodal_jax.retrieval.index import STAGES
@@ -183,15 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     # The libraries report every file they read at INFO.
     logging.set_verbosity(logging.WARNING)
-    try:
-        args.run(args)
-    except (UserError, DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130  # as shells have it
-    return 0
+    return exit_code(lambda: args.run(args))
 
 
 if __name__ == "__main__":
