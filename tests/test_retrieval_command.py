@@ -267,7 +267,7 @@ def test_ctrl_c_is_one_line(tmp_path, capsys, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Index, "open", interrupted)
-    assert main(["verify", str(tmp_path)]) == 130
+    assert main(["query", str(tmp_path), "a red star"]) == 130
     assert capsys.readouterr().err == "stopped\n"
 
 
