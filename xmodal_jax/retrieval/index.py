@@ -23,7 +23,7 @@ from xmodal_jax.ops.embeddings import Embeddings
 from xmodal_jax.retrieval import row_scores
 from xmodal_jax.retrieval.answers import Answer, Hit, Query
 from xmodal_jax.retrieval.first_stage import CANDIDATES, FirstStage, automatic_stage
-from xmodal_jax.retrieval.items import LARGEST_FLOAT16, STORES, Item, Part, compress
+from xmodal_jax.retrieval.items import STORES, Item, Part
 from xmodal_jax.retrieval.scan import Blocks, Scan
 from xmodal_jax.retrieval.store import Store
 from xmodal_jax.retrieval.table import VECTORS
@@ -198,7 +198,7 @@ class Index:
                     part.check(ids)
                     if not part.items:
                         continue
-                    arrays = self._arrays(part)
+                    arrays = part.arrays(self.kind, self.store.about["store"])
                     found = {name: arrays[name].shape[-1] for name in VECTORS if name in arrays}
                     dimensions = dimensions or found
                     if found != dimensions:
@@ -215,28 +215,6 @@ class Index:
             # Also where a later part was refused: those before it are there.
             self.reload()
         return added
-
-    def _arrays(self, part: Part) -> dict[str, np.ndarray]:
-        """What is stored of a part."""
-        out, store = {}, self.store.about["store"]
-        mask = np.asarray(part.embeddings.mask, bool)
-        vectors: dict[str, np.ndarray] = {}
-        if self.kind != "vector":
-            tokens = np.asarray(part.embeddings.tokens)
-            vectors["tokens"] = np.where(mask[..., None], tokens, 0)
-            out["mask"] = mask
-        if self.kind != "tokens":
-            vectors["pooled"] = np.asarray(part.embeddings.pooled)
-        for name, values in vectors.items():
-            out[name], out[name + "_scale"] = compress(values, store)
-            for row in np.flatnonzero(~np.isfinite(out[name]).reshape(len(mask), -1).all(1)):
-                raise UserError(
-                    f"the vectors of {part.items[row].id!r} reach {np.abs(values[row]).max():,.0f} "
-                    f"and float16 ends at {LARGEST_FLOAT16:,.0f}; make an index with store=int8"
-                )
-        if part.boxes is not None:
-            out["boxes"] = np.asarray(part.boxes, np.float16)
-        return out
 
     def remove(self, ids: Iterable[str]) -> None:
         """Removes items; UserError if one of them is not there, and then none is removed."""

@@ -103,6 +103,35 @@ class Part:
                 "[n, R, 4], with the n of the items"
             )
 
+    def arrays(self, kind: str, store: str) -> dict[str, np.ndarray]:
+        """What an index keeps of it, each [n, ...], by name.
+
+        Args:
+          kind: of the model; one of vectors keeps no regions, one of tokens nothing but them.
+          store: see STORES.
+
+        Raises:
+          UserError: float16 can't hold a vector.
+        """
+        out: dict[str, np.ndarray] = {}
+        mask = np.asarray(self.embeddings.mask, bool)
+        vectors: dict[str, np.ndarray] = {}
+        if kind != "vector":
+            vectors["tokens"] = np.where(mask[..., None], np.asarray(self.embeddings.tokens), 0)
+            out["mask"] = mask
+        if kind != "tokens":
+            vectors["pooled"] = np.asarray(self.embeddings.pooled)
+        for name, values in vectors.items():
+            out[name], out[name + "_scale"] = compress(values, store)
+            for row in np.flatnonzero(~np.isfinite(out[name]).reshape(len(mask), -1).all(1)):
+                raise UserError(
+                    f"the vectors of {self.items[row].id!r} reach {np.abs(values[row]).max():,.0f} "
+                    f"and float16 ends at {LARGEST_FLOAT16:,.0f}; make an index with store=int8"
+                )
+        if self.boxes is not None:
+            out["boxes"] = np.asarray(self.boxes, np.float16)
+        return out
+
 
 def compress(values: np.ndarray, store: str) -> tuple[np.ndarray, np.ndarray]:
     """Vectors [..., D] as int8 with one scale each, or as float16 whose scales are 1.
