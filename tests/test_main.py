@@ -140,6 +140,9 @@ def test_a_workdir_that_holds_a_run_needs_no_config(finished, tmp_path):
     assert "belongs to a run with model.top_layers=0, not 1" in error
     _, error = programs.run(f"--workdir={tmp_path}", *words[:1], expect=2, **ENVIRONMENT)
     assert error.startswith("error: --config is missing") and error.count("\n") == 1
+    (tmp_path / "config.json").write_text("{")
+    _, error = programs.run(f"--workdir={tmp_path}", *words[:1], expect=2, **ENVIRONMENT)
+    assert "config.json is not JSON" in error and error.count("\n") == 1
 
 
 def test_evaluate_writes_a_report_that_can_be_made_again(config, finished, tmp_path):

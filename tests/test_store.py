@@ -102,7 +102,7 @@ def test_a_newer_format_is_refused(tmp_path):
     Store.create(tmp_path, {})
     content = manifest.read(tmp_path)
     manifest.write(tmp_path, content | {"format": 99})
-    with pytest.raises(UserError, match="has format 99, this version reads 1"):
+    with pytest.raises(UserError, match="has format 99, this version reads 2"):
         Store.open(tmp_path)
 
 

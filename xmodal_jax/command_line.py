@@ -8,7 +8,7 @@ from absl import flags
 
 from xmodal_jax.errors import UserError
 
-_LAST_RAISED = re.compile(r"^\s*(\w*Error): (.*)$", re.MULTILINE)
+_LAST_RAISED = re.compile(r"^\s*(?:\w+\.)*(\w*Error): (.*)$", re.MULTILINE)
 _NEAREST = re.compile(r'Did you mean "([^"]+)" instead of "([^"]+)"')
 _RUN_CONFIG = Path(__file__).with_name("run_config.py")  # loaded by its path, as all of them are
 _HELP = "configs/common.py lists all fields"

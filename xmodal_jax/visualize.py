@@ -32,7 +32,7 @@ _TEXT = 15
 
 
 class Matched(Protocol):
-    """A word and the region that answers it, such as `retrieval.words.MatchedWord`."""
+    """A word and the region that answers it, such as `matched_words.MatchedWord`."""
 
     @property
     def text(self) -> str: ...

@@ -86,6 +86,8 @@ def read_config(workdir: Path) -> ml_collections.ConfigDict:
         saved = _with_tuples(json.loads(path.read_text()))
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}; copy it from a backup") from error
+    if not isinstance(saved, dict):
+        raise UserError(f"{path} holds no configuration; copy it from a backup")
     defaults = common.get_config().to_dict()
     fields = defaults | saved
     for name, default in defaults.items():

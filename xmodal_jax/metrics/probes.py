@@ -80,7 +80,7 @@ _EITHER_WAY = {*_ARTICLES.split(), *_JOINING.split()}
 _OBJECTS = "|".join(sorted([*_BEFORE_NOUNS, *_DIGITS, "him", "them", "it"]))
 _FOLLOWED = rf"(?!\s+(?:the other|another)\b)(?=\s+(?:{_OBJECTS})\b)"
 _TURNS = [
-    (re.compile(rf"\b{old}\b{after}", re.IGNORECASE), new)
+    (re.compile(rf"(?<!\ball )\b{old}\b{after}", re.IGNORECASE), new)
     for pairs, after in ((_RELATIONS, _FOLLOWED), (_SIDES, ""))
     for a, b in pairs
     for old, new in ((a, b), (b, a))

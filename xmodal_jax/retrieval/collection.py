@@ -84,7 +84,10 @@ class Collection:
         return self._model.encode_batch("encode_image", own)
 
     def _batches(self) -> Iterator[dict[str, np.ndarray]]:
-        """All images, with the model's numbers of predicates."""
+        """All images, with the model's numbers of predicates.
+
+        Of each the most confident relations; those that the model does not know are among them.
+        """
         for batch in input_pipeline.image_batches(
             self._dataset,
             split=self._split,

@@ -264,6 +264,8 @@ class Index:
           UserError: these are not what the model takes.
         """
         regions, boxes = np.asarray(regions), np.asarray(boxes)
+        if not len(regions):
+            raise UserError("the image has no regions; give one or more")
         graph = None
         if relations is not None:
             triples, confidences = relations

@@ -141,7 +141,7 @@ def compress(values: np.ndarray, store: str) -> tuple[np.ndarray, np.ndarray]:
     """
     values = np.asarray(values, np.float32)
     if store == "float16":
-        # What is too large becomes infinite; `Index.add` refuses it.
+        # What is too large becomes infinite; `Part.arrays` refuses it.
         with np.errstate(over="ignore"):
             values = values.astype(np.float16)
         return values, np.ones((*values.shape[:-1], 1), np.float32)

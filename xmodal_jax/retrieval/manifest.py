@@ -16,7 +16,7 @@ from typing import Any
 
 from xmodal_jax.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 NAME = "manifest.json"
 
 

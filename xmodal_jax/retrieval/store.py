@@ -217,6 +217,8 @@ class Store:
         directory, content, before = self.directory, self._content, self._bytes_on_disk()
         shards, stage, number = content["shards"], content["first_stage"], content["next"]
         of_codes = stage.get("codes", ())
+        if content["removed"]:  # it decides what is gone for good
+            manifest.check_files(directory, content["removed"]["files"], contents=True)
         plan = compaction.plan(directory, shards, of_codes, self._kept_rows())
         compaction.check_sources(directory, [part for part in plan if not part.as_it_is])
         new: list[Any] = []
