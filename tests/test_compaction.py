@@ -223,10 +223,11 @@ def test_stopped_before_any_step_it_is_whole(filled, tmp_path, monkeypatch):
 
 def test_what_is_damaged_is_not_made_whole(filled):
     before = files_of(filled.directory)
-    content = json.loads((filled.directory / "manifest.json").read_text())
+    content = json.loads((filled.directory / manifest.NAME).read_text())["content"]
     names = "shards/3/tokens.npy", "codes/7/1/codes.npy", "shards/0/items.jsonl"
     # Those that were removed go for good.
-    for name in (*names, f"{content['removed']['path']}/rows.npy"):
+    [removed] = content["removed"]["files"]
+    for name in (*names, removed):
         path = filled.directory / name
         whole = path.read_bytes()
         path.write_bytes(whole[:-2] + bytes([whole[-2] ^ 1]) + whole[-1:])
