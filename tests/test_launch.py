@@ -37,6 +37,7 @@ GKE = {"IMAGE": "host/image:1", "BUCKET": "b"}
 # What is run: a script, its arguments, its settings. Each sub-command of each script is among them.
 CASES = [
     ("ablation.sh", ["demo"], {}),
+    ("compare.sh", ["demo"], {}),
     ("demo.sh", [], {}),
     ("family.sh", ["demo", "--seeds=1"], {}),
     ("install.sh", [], {}),
@@ -113,7 +114,7 @@ def test_every_script_has_a_dry_run_here():
     for path in SCRIPTS:
         usage = re.search(r"^# usage: (.*)", path.read_text(), re.MULTILINE)[1]
         offered = re.search(r"\.sh ([a-z]+(?:\|[a-z0-9]+)+) ", usage + " ")
-        if not offered or path.name in ("family.sh", "ablation.sh"):
+        if not offered or path.name in ("family.sh", "ablation.sh", "compare.sh"):
             continue
         tried = {arguments[0] for name, arguments, _ in CASES if name == path.name}
         assert set(offered[1].split("|")) - {"cuda12"} == tried, path.name
